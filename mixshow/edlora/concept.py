@@ -1,0 +1,103 @@
+"""A concept: one learned subject, as tokens with layer-wise embeddings plus a network, and its file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mixshow.core.attachment import Attachment
+from mixshow.core.errors import MixshowError
+from mixshow.core.files import read_safetensors, write_safetensors
+from mixshow.edlora.embedding import ConceptEmbedding
+from mixshow.lycoris.network import load_network
+from mixshow.models.base import Base
+
+FORMAT_VERSION = 1
+_EMBEDDING_PREFIX = "mixshow.embedding.text_encoder."
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """What training learns of one subject.
+
+    Attributes:
+        embeddings: for each concept token `[layers, width]`, in prompt order.
+        network: tensors of a network file (kohya/LyCORIS keys).
+        metadata: `base`, `topology` (fingerprint), `class_word`, `options`, ... plain JSON values.
+        source: where it was read from, for messages.
+    """
+
+    embeddings: Mapping[str, Tensor]
+    network: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def text(self) -> str:
+        """How prompts name it: `"<pip1> <pip2>"`."""
+        return " ".join(self.embeddings)
+
+
+def save_concept(concept: Concept, path: Path | str) -> None:
+    """Write a concept file (`.safetensors`)."""
+    tensors = {_EMBEDDING_PREFIX + token: vector for token, vector in concept.embeddings.items()}
+    metadata = {"format": "mixshow.concept", "version": FORMAT_VERSION, "tokens": list(concept.embeddings)}
+    write_safetensors(
+        path, {**concept.network, **tensors}, {"mixshow": json.dumps({**metadata, **concept.metadata})}
+    )
+
+
+def load_concept(path: Path | str) -> Concept:
+    """Read a concept file (`.safetensors`). `formats.read_concept` reads every format.
+
+    Raises:
+        MixshowError: missing, truncated, or no concept file of a version this program knows.
+    """
+    tensors, metadata = read_safetensors(path)
+    if "mixshow" not in metadata:
+        raise MixshowError(f"{path}: expected a mixshow concept file, found a safetensors file without its metadata")
+    about = json.loads(metadata["mixshow"])
+    if about.get("format") != "mixshow.concept" or about.get("version", 0) > FORMAT_VERSION:
+        raise MixshowError(
+            f"{path}: expected a concept file of version {FORMAT_VERSION} or older, found {about.get('format')} "
+            f"{about.get('version')}; update mixshow"
+        )
+    missing = [token for token in about["tokens"] if _EMBEDDING_PREFIX + token not in tensors]
+    if missing:
+        raise MixshowError(f"{path}: the embeddings of {', '.join(missing)} are missing")
+    embeddings = {token: tensors.pop(_EMBEDDING_PREFIX + token) for token in about["tokens"]}
+    return Concept(embeddings, tensors, about, str(path))
+
+
+def attach_concepts(
+    base: Base, concepts: Sequence[Concept], *, strengths: Sequence[float] | None = None
+) -> tuple[Base, Attachment]:
+    """A base with concepts attached (networks and embeddings), sharing all models with `base`, and the undo handle.
+
+    Args:
+        strengths: multiplier of each concept's network (embeddings stay); 1 when not given.
+
+    Raises:
+        MixshowError: tokens collide, or a concept was trained on a base of other widths. Nothing stays attached then.
+    """
+    attachment = Attachment()
+    try:
+        for i, concept in enumerate(concepts):
+            try:
+                base, embedding = ConceptEmbedding(concept.embeddings).to(base.device).attach(base)
+                attachment.add(embedding.detach)
+                network = load_network(base.models, concept.network)
+            except MixshowError as error:
+                raise MixshowError(f"{concept.source or concept.text}: {error}") from error
+            network.multiplier = 1.0 if strengths is None else strengths[i]
+            network.requires_grad_(False)
+            attachment.add(network.attach().detach)
+    except BaseException:
+        attachment.detach()
+        raise
+    return base, attachment

@@ -1,0 +1,72 @@
+"""The shape of a base, asked of the model: layers, widths, token and latent geometry."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from mixshow.models.base import Base
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Everything the rest of the code would otherwise have to remember.
+
+    Attributes:
+        cross_attention: module paths of the UNet's cross-attention layers in the order down, mid, up; the index in
+            this tuple is the layer number of layer-wise embeddings.
+        text_width: width of the text encoder's states.
+        max_tokens: length prompts are padded to, start and end token included.
+        latent_channels: channels of a latent.
+        latent_factor: pixels of the picture per latent position, along each side.
+        size_multiple: a picture's sides must be multiples of this many pixels (every down block halves exactly).
+        sample_size: the UNet's native side in latent positions.
+    """
+
+    cross_attention: tuple[str, ...]
+    text_width: int
+    max_tokens: int
+    latent_channels: int
+    latent_factor: int
+    size_multiple: int
+    sample_size: int
+
+    @property
+    def layers(self) -> int:
+        """Number of cross-attention layers."""
+        return len(self.cross_attention)
+
+    def fingerprint(self) -> str:
+        """A short hash of the shape; concepts trained on one fingerprint load on bases with the same."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:12]
+
+
+def describe(base: Base) -> Topology:
+    """Ask a base for its topology."""
+    unet, vae = base.unet, base.vae
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return Topology(
+        cross_attention=cross_attention_layers(unet),
+        text_width=base.text_encoder.config.hidden_size,
+        max_tokens=min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings),
+        latent_channels=unet.config.in_channels,
+        latent_factor=factor,
+        size_multiple=factor * 2 ** (len(unet.config.block_out_channels) - 1),
+        sample_size=unet.config.sample_size,
+    )
+
+
+def cross_attention_layers(unet: nn.Module) -> tuple[str, ...]:
+    """Paths of the cross-attention modules in forward order: down, mid, up (`named_modules` has mid last)."""
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    names = [
+        name
+        for name, module in unet.named_modules()
+        if getattr(module, "is_cross_attention", False) and name.split(".")[0] in order
+    ]
+    return tuple(sorted(names, key=lambda name: order[name.split(".")[0]]))  # a stable sort keeps each part's order

@@ -1,0 +1,151 @@
+"""The training loop all stages share: cosine schedule, moving average, atomic checkpoints, exact resuming."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+CHECKPOINT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train. Batch ``step`` must be a pure function of the step, so that resuming is exact."""
+
+    steps: int
+    rate: float
+    warmup: int = 100
+    ema: float = 0.999
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+
+    def rate_at(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.warmup)
+        return self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
+
+    def ema_at(self, step: int) -> float:
+        return min(self.ema, (step + 1) / (step + 10))
+
+
+def device() -> torch.device:
+    """CUDA when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(on: torch.device) -> torch.autocast:
+    """bfloat16 where it is the fast choice: on CUDA and on processors with bfloat16 instructions."""
+    fast = on.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(on.type, torch.bfloat16, enabled=fast)
+
+
+def step_generators(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The random numbers of one step."""
+    rng = np.random.default_rng([seed, step])
+    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def checkpoint_path(folder: Path, stage: str) -> Path:
+    return folder / f"{stage}.checkpoint.pt"
+
+
+def load_average(folder: Path, stage: str, modules: Mapping[str, nn.Module]) -> int:
+    """Fill the modules with the stage's moving-average weights; returns the step they are from."""
+    path = checkpoint_path(folder, stage)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; run the stage {stage!r} first")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(state["average"][name])
+    return int(state["step"])
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """Write beside the target and rename, so that an interruption leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, path)
+
+
+class Trainer:
+    """Trains modules on a loss that is a function of the step number."""
+
+    def __init__(self, folder: Path, stage: str, modules: Mapping[str, nn.Module], plan: Plan) -> None:
+        self.folder, self.stage, self.modules, self.plan = folder, stage, dict(modules), plan
+        self.step = 0
+        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        self.parameters = parameters
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, foreach=True
+        )
+        self.average = [p.detach().clone() for p in parameters]
+        self._resume()
+
+    def _resume(self) -> None:
+        path = checkpoint_path(self.folder, self.stage)
+        if not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        averages = []
+        for name, module in self.modules.items():
+            averages += [state["average"][name][key] for key, _ in module.named_parameters()]
+        for mine, saved in zip(self.average, averages, strict=True):
+            mine.copy_(saved)
+        self.step = state["step"]
+
+    def save(self) -> None:
+        """Write everything that resuming needs."""
+        remaining = iter(self.average)
+        averages = {}
+        for name, module in self.modules.items():
+            averages[name] = module.state_dict() | {key: next(remaining) for key, _ in module.named_parameters()}
+        state = {
+            "step": self.step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "average": averages,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_atomically(state, checkpoint_path(self.folder, self.stage))
+
+    def run(self, loss_of: Callable[[int], Tensor], stop_at: int | None = None) -> None:
+        """Train up to the plan's last step (or ``stop_at``); an interruption still leaves a checkpoint."""
+        last = self.plan.steps if stop_at is None else min(stop_at, self.plan.steps)
+        saved, shown = time.monotonic(), None
+        for module in self.modules.values():
+            module.train()
+        bar = tqdm(range(self.step, last), self.stage, initial=self.step, total=last, mininterval=5)
+        try:
+            for step in bar:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.plan.rate_at(step)
+                loss = loss_of(step)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
+                self.optimizer.step()
+                with torch.no_grad():
+                    torch._foreach_lerp_(self.average, self.parameters, 1 - self.plan.ema_at(step))
+                self.step = step + 1
+                if step % 20 == 0:
+                    value = float(loss.detach())
+                    shown = value if shown is None else 0.9 * shown + 0.1 * value
+                    bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            bar.close()
+            self.save()

@@ -1,0 +1,1 @@
+"""One config -> one run: the only place where the parts meet."""
