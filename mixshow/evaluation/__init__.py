@@ -1,1 +1,1 @@
-"""."""
+"""Measuring: intervals, identity, reports."""
