@@ -46,7 +46,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def delta(self) -> Tensor:
-        """The weight change, float32, in the shape of the module's weight."""
+        """The weight change, at least float32, in the shape of the module's weight."""
 
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
         """`(up [out, r], down [r, in])` with `up @ down` the delta flattened to two axes, where one exists."""

@@ -70,7 +70,8 @@ class LoCon(Algorithm):
 
     def delta(self) -> Tensor:
         up, down = self.low_rank()
-        return (up.float() @ down.float()).reshape(self.up.shape[0], *self.down.shape[1:])
+        precise = torch.promote_types(up.dtype, torch.float32)
+        return (up.to(precise) @ down.to(precise)).reshape(self.up.shape[0], *self.down.shape[1:])
 
     def apply(self, x: Tensor, module: nn.Module) -> Tensor:  # type: ignore[override]
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
