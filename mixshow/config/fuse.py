@@ -1,0 +1,179 @@
+"""Options of `mixshow fuse`. Paths are relative to the folder the command is run in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mixshow.config.load import Section, load, option, read_yaml
+
+PUBLISHED: Mapping[str, Any] = {
+    "solver": {"name": "lbfgs", "iterations": 500, "spatial_iterations": 50, "ridge": 0.0},
+    "statistics": {
+        "collect": "progressive",
+        "text_prompts": ["photo of a {concept}", "{concept}"],
+        "picture_prompts": ["photo of a {concept}"],
+        "text_rows": "concept",
+        "weights": "rows",
+        "steps": 20,
+    },
+    "anchor": {"weight": 0.0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConceptOptions(Section):
+    file: Path = option("a concept file: .safetensors of mixshow train, or .pth of Mix-of-Show")
+    weight: float = option("how much its errors count; only the ratio between concepts matters", 1.0)
+    text_encoder: float = option("strength of its network on the text encoder", 1.0)
+    unet: float = option("strength of its network on the UNet", 1.0)
+    tokens: str | None = option("other names for its tokens in the fused model: '<a1> <a2>'; null: as trained", None)
+
+    def problems(self) -> list[str]:
+        return [] if self.weight > 0 else [f"weight: expected more than 0, found {self.weight}"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverOptions(Section):
+    name: Literal["lbfgs", "exact"] = option("lbfgs, or exact for the closed form", "lbfgs")
+    iterations: int = option("most steps of lbfgs in a layer", 500)
+    spatial_iterations: int | None = option(
+        "the same for the UNet's layers besides keys and values; null: iterations", None
+    )
+    ridge: float = option(
+        "pull of every change to zero, as a share of the mean squared input; less overfits the prompts",
+        0.01,
+    )
+
+    def problems(self) -> list[str]:
+        return [
+            *([] if self.iterations > 0 else [f"iterations: expected at least 1, found {self.iterations}"]),
+            *(
+                [f"spatial_iterations: expected at least 1 or null, found {self.spatial_iterations}"]
+                if self.spatial_iterations is not None and self.spatial_iterations < 1
+                else []
+            ),
+            *([] if self.ridge >= 0 else [f"ridge: expected 0 or more, found {self.ridge}"]),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class StatisticsOptions(Section):
+    collect: Literal["independent", "progressive"] = option(
+        "independent: each concept under its own model; progressive: each stage through the stages fused before it",
+        "independent",
+    )
+    text_prompts: list[str] | None = option(
+        "prompts with {concept} for text encoder, keys and values; null: the built-in list", None
+    )
+    picture_prompts: list[str] | None = option(
+        "prompts with {concept} for the other layers; null: the built-in list", None
+    )
+    text_rows: Literal["all", "concept"] = option(
+        "all: every position of padded prompts; concept: unpadded, for keys and values concept and end tokens",
+        "all",
+    )
+    weights: Literal["given", "rows"] = option(
+        "weigh concepts by concepts[].weight, or by their number of recorded rows", "given"
+    )
+    steps: int = option("denoising steps that are recorded", 20)
+    width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
+    height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
+    seed: int = option("of the start noise", 0)
+    batch_size: int = option("pictures denoised together", 8)
+
+    def problems(self) -> list[str]:
+        found = [
+            f"{name}: expected at least 1, found {getattr(self, name)}"
+            for name in ("steps", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        for name in ("text_prompts", "picture_prompts"):
+            found += _template_problems(name, getattr(self, name))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorOptions(Section):
+    weight: float = option(
+        "how much the base's behaviour on ordinary captions counts beside all concepts together; 0: not at all", 0.3
+    )
+    captions: list[str] | None = option("ordinary captions; null: the built-in list", None)
+
+    def problems(self) -> list[str]:
+        return [
+            *([] if self.weight >= 0 else [f"weight: expected 0 or more, found {self.weight}"]),
+            *(["captions: expected at least one"] if self.captions == [] else []),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions(Section):
+    heldout: bool = option("compare noise predictions on held-out prompts with each concept's own model", True)
+    prompts: list[str] | None = option("held-out prompts with {concept}; null: the built-in list", None)
+    captions: list[str] | None = option("held-out ordinary captions; null: the built-in list", None)
+    steps: int = option("denoising steps to compare along", 8)
+    seed: int = option("of the held-out start noise", 1)
+
+    def problems(self) -> list[str]:
+        return [
+            *_template_problems("prompts", self.prompts),
+            *(["captions: expected at least one"] if self.captions == [] else []),
+            *([] if self.steps > 0 else [f"steps: expected at least 1, found {self.steps}"]),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseOptions(Section):
+    base: str = option("'puppets' (built in), a diffusers folder or a hub id")
+    concepts: list[ConceptOptions] | Path = option("the concepts, or a concept list of Mix-of-Show (.json)")
+    output: Path = option("folder of the fused model (diffusers form)")
+    preset: Literal["default", "published"] = option(
+        "default, or published for Mix-of-Show's rows, order and no ridge", "default"
+    )
+    solver: SolverOptions = option("what minimises each layer's error", factory=SolverOptions)
+    statistics: StatisticsOptions = option("what layers' inputs are recorded on", factory=StatisticsOptions)
+    anchor: AnchorOptions = option("keeping the base's behaviour", factory=AnchorOptions)
+    report: ReportOptions = option("what fusion_report.json measures", factory=ReportOptions)
+    vae: str | None = option("another place to take the autoencoder from", None)
+    device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")
+
+    def problems(self) -> list[str]:
+        return ["concepts: expected at least one"] if self.concepts == [] else []
+
+
+def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOptions:
+    """Read an options file; its preset gives the defaults, what the file or an override says wins.
+
+    Raises:
+        OptionsError: everything that is wrong with the file, together.
+        MixshowError: the file cannot be read.
+    """
+    values = read_yaml(path)
+    options = load(FuseOptions, path, overrides, values=values)
+    if options.preset == "published":
+        options = load(FuseOptions, path, overrides, values=_merged(PUBLISHED, values))
+    return options
+
+
+def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(dict(defaults))
+    for key, value in values.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _template_problems(name: str, templates: Sequence[str] | None) -> list[str]:
+    if templates is None:
+        return []
+    if not templates:
+        return [f"{name}: expected at least one"]
+    return [
+        f"{name}[{i}]: expected {{concept}} in it, found '{text}'"
+        for i, text in enumerate(templates)
+        if "{concept}" not in text
+    ]

@@ -1,0 +1,147 @@
+"""Which inputs a layer's statistics are made of: running a (tuned) base on prompts and recording what layers read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from mixshow.core.seeding import derived_seed
+from mixshow.fusion.layers import Layer, Stage
+from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
+from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
+from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.models.prompts import prompt_ids
+from mixshow.sampling.denoise import denoise
+from mixshow.sampling.generate import latent_size, start_noise
+
+Statistics = dict[str, LayerStatistics]
+_TEXTS_AT_A_TIME = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """How statistics are collected.
+
+    Attributes:
+        progressive: record each stage through the stages fused before it, with the concept's own network on its own
+            stage only (published); otherwise each concept is recorded under its own fully tuned model.
+        text_prompts: for the text encoder, keys and values; with `{concept}`.
+        picture_prompts: for the spatial layers.
+        every_position: all token positions of padded prompts; otherwise unpadded prompts, and for keys and values
+            the concept tokens and the end token only (published).
+        steps: denoising steps that spatial layers are recorded over, without guidance.
+        width: pixels; None: the base's native side. `height` likewise.
+        seed: of the start noise.
+        batch_size: pictures denoised together.
+    """
+
+    progressive: bool = False
+    text_prompts: Sequence[str] = TEXT
+    picture_prompts: Sequence[str] = PICTURES
+    every_position: bool = True
+    steps: int = 20
+    width: int | None = None
+    height: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+
+
+PUBLISHED = Collection(
+    progressive=True, text_prompts=PUBLISHED_TEXT, picture_prompts=PUBLISHED_PICTURES, every_position=False
+)
+
+
+def record(
+    base: Base,
+    layers: Sequence[Layer],
+    stage: Stage,
+    collection: Collection,
+    *,
+    text_prompts: Sequence[str],
+    picture_prompts: Sequence[str],
+) -> Statistics:
+    """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in."""
+    if stage is Stage.TEXT:
+        return text_statistics(base, layers, text_prompts, padded=collection.every_position)
+    if stage is Stage.KEY_VALUE:
+        return key_value_statistics(base, layers, text_prompts, every_position=collection.every_position)
+    return spatial_statistics(base, layers, picture_prompts, collection)
+
+
+@torch.no_grad()
+def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, padded: bool) -> Statistics:
+    """Inputs of text encoder layers at all positions, in all layers' bindings of concept tokens.
+
+    Args:
+        padded: run prompts padded to full length, as sampling does.
+    """
+    with StatisticsRecorder({layer.path: layer.module for layer in layers}, double=True) as recorder:
+        for ids in _id_batches(base, prompts, padded):
+            base.text_encoder(ids)
+    return recorder.statistics()
+
+
+@torch.no_grad()
+def key_value_statistics(
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool
+) -> Statistics:
+    """Inputs of cross-attention keys and values: the text states of their own layer.
+
+    Args:
+        every_position: all positions of padded prompts; otherwise concept tokens and the end token.
+    """
+    statistics: list[LayerStatistics | None] = [None] * base.topology.layers
+    chosen_ids = torch.tensor(
+        [base.tokenizer.eos_token_id, *(number for ids in base.vocabulary.ids.values() for number in ids)]
+    )
+    for prompt in prompts:
+        if every_position:
+            states = encode_prompts(base, [prompt])[0]
+        else:
+            ids = _ids_per_layer(base, prompt, padded=False)
+            # A prompt without concept tokens is the same text in all layers.
+            states, ids = (
+                each.expand(base.topology.layers, *each.shape[1:]) for each in (base.text_encoder(ids)[0], ids)
+            )
+        for number, rows in enumerate(states):
+            if not every_position:
+                rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
+            own, before = LayerStatistics.of_rows(rows), statistics[number]
+            statistics[number] = own if before is None else before + own
+    return {layer.path: statistics[layer.text_layer] for layer in layers}  # type: ignore[index, misc]
+
+
+@torch.no_grad()
+def spatial_statistics(
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection
+) -> Statistics:
+    """Inputs of UNet layers while pictures of the prompts are denoised, without guidance."""
+    height, width = latent_size(base, collection.width, collection.height)
+    with StatisticsRecorder({layer.path: layer.module for layer in layers}) as recorder:
+        for start in range(0, len(prompts), collection.batch_size):
+            batch = prompts[start : start + collection.batch_size]
+            seeds = [derived_seed(collection.seed, "statistics", start + i) for i in range(len(batch))]
+            scheduler = make_scheduler(base)
+            scheduler.set_timesteps(collection.steps, device=base.device)
+            denoise(base, scheduler, start_noise(base, seeds, height, width), encode_prompts(base, batch))
+    return recorder.statistics()
+
+
+def _ids_per_layer(base: Base, prompt: str, padded: bool) -> torch.Tensor:
+    """`[layers, tokens]`, or `[1, tokens]` when no concept token makes a difference."""
+    layers = base.topology.layers if base.vocabulary.used_in(prompt) else 1
+    return prompt_ids(base, [base.vocabulary.bind(prompt, layer) for layer in range(layers)], pad=padded)
+
+
+def _id_batches(base: Base, prompts: Sequence[str], padded: bool) -> Iterator[torch.Tensor]:
+    """Token ids of all bindings; padded ones in batches over prompts."""
+    waiting: list[torch.Tensor] = []
+    for prompt in prompts:
+        waiting.append(_ids_per_layer(base, prompt, padded))
+        if not padded or sum(len(ids) for ids in waiting) >= _TEXTS_AT_A_TIME:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)

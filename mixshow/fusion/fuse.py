@@ -1,0 +1,182 @@
+"""From a base and concepts to one model: record, solve layer by layer, put the changes in place.
+
+Three stages, by what layers read: the text encoder, keys and values of cross-attention, everything else in the UNet.
+Mix-of-Show's gradient fusion (arXiv 2305.18292) is the collection `PUBLISHED` with row weights and no ridge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from mixshow.core.attachment import Attachment
+from mixshow.core.progress import progress_bar
+from mixshow.fusion.collect import Collection, Statistics, record
+from mixshow.fusion.embedding_table import with_concept_tokens
+from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
+from mixshow.fusion.members import Member
+from mixshow.fusion.problem import build_problems
+from mixshow.fusion.prompts import filled
+from mixshow.fusion.solvers import Outcome, Solver
+from mixshow.models import Base
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised in every layer.
+
+    Attributes:
+        ridge: lambda as a share of the mean eigenvalue of the inputs' moment.
+        anchor_weight: mu, how much changed outputs on ordinary captions count; the concepts' weights sum to 1.
+        captions: the ordinary captions.
+        weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
+    """
+
+    ridge: float = 0.0
+    anchor_weight: float = 0.0
+    captions: Sequence[str] = ()
+    weights_by_rows: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fusion:
+    """The fused change of a base.
+
+    Attributes:
+        changes: by module path, `[out, in]`.
+        embeddings: all concepts' tokens, `[layers, width]` each.
+        outcomes: by module path, with residuals in the members' order; empty for baselines.
+        seconds: by what they were spent on.
+    """
+
+    changes: Mapping[str, Tensor]
+    embeddings: Mapping[str, Tensor]
+    outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def attach(self, base: Base) -> tuple[Base, Attachment]:
+        """The fused model, sharing the base's modules until the handle is detached."""
+        fused, attachment = with_concept_tokens(base, self.embeddings)
+        try:
+            modules = {layer.path: layer.module for layer in layers_of(base).values()}
+            attachment.add(put_in_place(modules, self.changes).detach)
+        except BaseException:
+            attachment.detach()
+            raise
+        return fused, attachment
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recorded:
+    """Statistics of one stage.
+
+    Attributes:
+        concepts: one per member.
+        anchor: of the base under ordinary captions.
+    """
+
+    concepts: Sequence[Statistics]
+    anchor: Statistics | None = None
+
+
+def fuse(
+    base: Base,
+    members: Sequence[Member],
+    collection: Collection,
+    objective: Objective,
+    solvers: Mapping[Stage, Solver],
+    *,
+    recorded: Mapping[Stage, Recorded] | None = None,
+    show_progress: bool = False,
+) -> Fusion:
+    """Fuse concepts. The base is unchanged afterwards; `Fusion.attach` puts the result in place.
+
+    Args:
+        recorded: statistics at hand (from `record_stage`); stages not there are recorded.
+
+    Raises:
+        MixshowError: tokens collide, or a concept was trained on another base.
+    """
+    modules = {layer.path: layer.module for layer in layers_of(base).values()}
+    changes: dict[str, Tensor] = {}
+    outcomes: dict[str, Outcome] = {}
+    seconds: dict[str, float] = {}
+    for stage in Stage:
+        start = time.monotonic()
+        deltas = [member.changes(base, [stage]) for member in members]
+        if not any(deltas):
+            continue
+        stage_statistics = (recorded or {}).get(stage)
+        if stage_statistics is None:
+            with put_in_place(modules, changes if collection.progressive else {}):
+                stage_statistics = record_stage(
+                    base, members, stage, collection, objective, show_progress=show_progress
+                )
+        seconds[f"statistics: {stage.value}"] = time.monotonic() - start
+        start = time.monotonic()
+        problems = build_problems(
+            deltas,
+            stage_statistics.concepts,
+            weights=None if objective.weights_by_rows else [member.weight for member in members],
+            anchor=stage_statistics.anchor,
+            anchor_weight=objective.anchor_weight,
+            ridge=objective.ridge,
+        )
+        for outcome in solvers[stage].solve(problems):
+            outcomes[outcome.name] = outcome
+            changes[outcome.name] = outcome.change
+        seconds[f"solving: {stage.value}"] = time.monotonic() - start
+    return Fusion(changes, all_embeddings(members), outcomes, seconds)
+
+
+def record_stage(
+    base: Base,
+    members: Sequence[Member],
+    stage: Stage,
+    collection: Collection,
+    objective: Objective,
+    *,
+    show_progress: bool = False,
+) -> Recorded:
+    """Statistics of one stage for all members, and for the anchor when the objective has one."""
+    layers = changed_layers(base, members, stage)
+    own_stages = (stage,) if collection.progressive else tuple(Stage)
+    concepts = []
+    anchored = objective.anchor_weight > 0
+    with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
+        for member in members:
+            with member.in_place(base, own_stages) as tuned:
+                name = member.concept.text
+                concepts.append(
+                    record(
+                        tuned, layers, stage, collection,
+                        text_prompts=filled(collection.text_prompts, name),
+                        picture_prompts=filled(collection.picture_prompts, name),
+                    )
+                )  # fmt: skip
+            bar.update()
+        anchor = None
+        if anchored:
+            captions = list(objective.captions)
+            anchor = record(base, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
+            bar.update()
+    return Recorded(concepts, anchor)
+
+
+def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:
+    """The layers of a stage that any member's network changes."""
+    named = {key.partition(".")[0] for member in members for key in member.concept.network}
+    return [layer for name, layer in layers_of(base).items() if name in named and layer.stage is stage]
+
+
+def all_embeddings(members: Sequence[Member]) -> dict[str, Tensor]:
+    """The tokens of all members, in order."""
+    return {token: vectors for member in members for token, vectors in member.concept.embeddings.items()}
+
+
+def same_for_all_stages(solver: Solver) -> dict[Stage, Solver]:
+    """One solver everywhere."""
+    return dict.fromkeys(Stage, solver)

@@ -1,0 +1,141 @@
+"""What a fused model does on prompts and latents that were not used for fusing.
+
+For each concept, `E = ||eps_fused - eps_own|| / ||eps_base - eps_own||` over noise predictions: 0 is the concept's own
+model, 1 the base that knows the concept's tokens but not its network. For the base, its drift on ordinary captions,
+`||eps_fused - eps_base|| / ||eps_base||`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixshow.core.attachment import Attachment
+from mixshow.core.progress import progress_bar
+from mixshow.core.seeding import derived_seed
+from mixshow.edlora.layerwise import layerwise_states
+from mixshow.fusion.members import Member
+from mixshow.fusion.prompts import HELD_OUT, HELD_OUT_CAPTIONS, filled
+from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.sampling.denoise import denoise
+from mixshow.sampling.generate import latent_size, start_noise
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutPlan:
+    """What is held out.
+
+    Attributes:
+        prompts: with `{concept}`.
+        captions: ordinary ones, for the drift.
+        steps: denoising steps along which predictions are compared.
+        width: pixels; None: the base's native side. `height` likewise.
+        seed: of the start noise.
+    """
+
+    prompts: Sequence[str] = HELD_OUT
+    captions: Sequence[str] = HELD_OUT_CAPTIONS
+    steps: int = 8
+    width: int | None = None
+    height: int | None = None
+    seed: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOutScores:
+    """What was found.
+
+    Attributes:
+        errors: E by concept.
+        absolute: `||eps_fused - eps_own|| / ||eps_own||` by concept.
+        base_absolute: the same for the base, `||eps_base - eps_own|| / ||eps_own||`.
+        drift: of the base on ordinary captions.
+    """
+
+    errors: Mapping[str, float]
+    absolute: Mapping[str, float]
+    base_absolute: Mapping[str, float]
+    drift: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the report."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Walk:
+    """The points of denoising some prompts, with a model's predictions there."""
+
+    prompts: Sequence[str]
+    points: Sequence[tuple[Tensor, Tensor]]  # latents [prompts, channels, height, width] and timestep, per step
+    predictions: Tensor  # [steps, prompts, channels, height, width]
+
+
+class HeldOut:
+    """Predictions of the concepts' own models and of the base, kept to score any number of fused models."""
+
+    def __init__(
+        self, base: Base, members: Sequence[Member], plan: HeldOutPlan | None = None, *, show_progress: bool = False
+    ) -> None:
+        plan = plan or HeldOutPlan()
+        self._own: dict[str, _Walk] = {}
+        self._base: dict[str, Tensor] = {}
+        with progress_bar(len(members) + 1, "held-out predictions", enabled=show_progress) as bar:
+            for member in members:
+                name = member.concept.text
+                with member.in_place(base) as tuned:
+                    self._own[name] = _walk(tuned, filled(list(plan.prompts), name), plan)
+                with member.in_place(base, stages=()) as untuned:
+                    self._base[name] = _predict(untuned, self._own[name])
+                bar.update()
+            self._ordinary = _walk(base, list(plan.captions), plan)
+            bar.update()
+
+    def score(self, fused: Base) -> HeldOutScores:
+        """Score a fused model that is in place."""
+        errors, absolute, base_absolute = {}, {}, {}
+        for name, own in self._own.items():
+            distance = (_predict(fused, own) - own.predictions).norm()
+            base_distance = (self._base[name] - own.predictions).norm()
+            errors[name] = _ratio(distance, base_distance)
+            absolute[name] = _ratio(distance, own.predictions.norm())
+            base_absolute[name] = _ratio(base_distance, own.predictions.norm())
+        ordinary = self._ordinary.predictions
+        drift = _ratio((_predict(fused, self._ordinary) - ordinary).norm(), ordinary.norm())
+        return HeldOutScores(errors, absolute, base_absolute, drift)
+
+
+def _ratio(value: Tensor, reference: Tensor) -> float:
+    return float(value / reference) if reference > 0 else float(value > 0)
+
+
+def _walk(base: Base, prompts: Sequence[str], plan: HeldOutPlan) -> _Walk:
+    points: list[tuple[Tensor, Tensor]] = []
+    predictions: list[Tensor] = []
+
+    def observe(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        points.append((arguments[0], arguments[1]))
+        predictions.append(output.sample)
+
+    height, width = latent_size(base, plan.width, plan.height)
+    seeds = [derived_seed(plan.seed, "held out", number) for number in range(len(prompts))]
+    scheduler = make_scheduler(base)
+    scheduler.set_timesteps(plan.steps, device=base.device)
+    with Attachment() as attachment, torch.no_grad():
+        attachment.add_hook(base.unet.register_forward_hook(observe))
+        denoise(base, scheduler, start_noise(base, seeds, height, width), encode_prompts(base, prompts))
+    return _Walk(prompts, points, torch.stack(predictions))
+
+
+@torch.no_grad()
+def _predict(base: Base, walk: _Walk) -> Tensor:
+    """A model's predictions at the points of a walk, `[steps, prompts, channels, height, width]`."""
+    states = encode_prompts(base, walk.prompts)
+    with layerwise_states(base.unet):
+        return torch.stack(
+            [base.unet(latents, time, encoder_hidden_states=states).sample for latents, time in walk.points]
+        )

@@ -1,0 +1,79 @@
+"""Which layers fusion changes, in which of three stages, and weight changes put in place for a while."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from enum import Enum
+
+from torch import Tensor, nn
+
+from mixshow.core.attachment import Attachment
+from mixshow.lycoris.naming import canonical_path, file_name
+from mixshow.models import Base
+
+
+class Stage(Enum):
+    """Layers by what they read: tokens, text states, or what flows through the UNet."""
+
+    TEXT = "text encoder"
+    KEY_VALUE = "keys and values"
+    SPATIAL = "spatial layers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A module that can be fused.
+
+    Attributes:
+        path: canonical path, the key of statistics, problems and reports.
+        file_name: its name in network files.
+        text_layer: for keys and values, the number of their cross-attention layer.
+    """
+
+    path: str
+    file_name: str
+    stage: Stage
+    module: nn.Module
+    text_layer: int | None = None
+
+
+def layers_of(base: Base) -> dict[str, Layer]:
+    """All modules with a weight of the base's text encoder and UNet, by file name."""
+    numbers = {
+        f"{path}.{part}": number
+        for number, path in enumerate(base.topology.cross_attention)
+        for part in ("to_k", "to_v")
+    }
+    found = {}
+    for model, root in base.models.items():
+        for path, module in root.named_modules():
+            if not path or not isinstance(getattr(module, "weight", None), nn.Parameter):
+                continue
+            number = numbers.get(path) if model == "unet" else None
+            stage = Stage.TEXT if model == "text_encoder" else Stage.SPATIAL if number is None else Stage.KEY_VALUE
+            layer = Layer(canonical_path(model, path), file_name(model, path), stage, module, number)
+            found[layer.file_name] = layer
+    return found
+
+
+def put_in_place(modules: Mapping[str, nn.Module], changes: Mapping[str, Tensor]) -> Attachment:
+    """Add changes to the weights of modules; detaching puts the very same tensors back.
+
+    Args:
+        modules: by path.
+        changes: by path, with as many elements as the weight.
+    """
+    attachment = Attachment()
+    try:
+        for path, change in changes.items():
+            weight = modules[path].weight
+            assert isinstance(weight, nn.Parameter)
+            before = weight.data
+            attachment.add(lambda weight=weight, before=before: setattr(weight, "data", before))
+            # Added in the change's precision, rounded once.
+            weight.data = (before.to(change.dtype) + change.reshape(before.shape).to(before.device)).to(before.dtype)
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment

@@ -1,0 +1,86 @@
+"""A concept taking part in a fusion: with which strengths, with what weight, and in place on a base."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Tensor
+
+from mixshow.core.errors import MixshowError
+from mixshow.edlora.concept import Concept
+from mixshow.edlora.embedding import ConceptEmbedding
+from mixshow.fusion.layers import Stage, layers_of, put_in_place
+from mixshow.lycoris import load_network
+from mixshow.models import Base
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """A concept of a fusion.
+
+    Attributes:
+        weight: how much its errors count against the other concepts'.
+        text_encoder: strength of its network on the text encoder.
+        unet: strength of its network on the UNet.
+    """
+
+    concept: Concept
+    weight: float = 1.0
+    text_encoder: float = 1.0
+    unet: float = 1.0
+
+    def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> dict[str, Tensor]:
+        """Its weight changes at its strengths, by module path, float32.
+
+        Raises:
+            MixshowError: the network was made for another base.
+        """
+        stages = set(stages)
+        layers = layers_of(base)
+        wanted = {}
+        for key, tensor in self.concept.network.items():
+            layer = layers.get(key.partition(".")[0])
+            if layer is None or layer.stage in stages:  # unknown names are left to the network's own message
+                wanted[key] = tensor
+        try:
+            network = load_network(base.models, wanted).requires_grad_(False)
+        except MixshowError as error:
+            raise MixshowError(f"{self.concept.source or self.concept.text}: {error}") from error
+        return {
+            layers[name].path: self._strength(layers[name].stage) * delta
+            for name, delta in network.deltas()
+            if self._strength(layers[name].stage) != 0
+        }
+
+    def _strength(self, stage: Stage) -> float:
+        return self.text_encoder if stage is Stage.TEXT else self.unet
+
+    @contextlib.contextmanager
+    def in_place(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> Iterator[Base]:
+        """The base tuned to this concept within the block: its tokens, and its network on the layers of some stages.
+
+        With no stages it is the base that knows the tokens only.
+        """
+        modules = {layer.path: layer.module for layer in layers_of(base).values()}
+        stages = tuple(stages)
+        tuned, embedding = ConceptEmbedding(self.concept.embeddings).to(base.device).attach(base)
+        with embedding, put_in_place(modules, self.changes(base, stages) if stages else {}):
+            yield tuned
+
+
+def renamed(concept: Concept, tokens: Sequence[str]) -> Concept:
+    """The concept under other tokens; its own tokens in another order are only put into that order.
+
+    Raises:
+        MixshowError: not as many as the concept has.
+    """
+    if len(tokens) != len(concept.embeddings) or len(set(tokens)) != len(tokens):
+        raise MixshowError(
+            f"{concept.source or concept.text}: expected {len(concept.embeddings)} different tokens in place of "
+            f"'{concept.text}', found '{' '.join(tokens)}'"
+        )
+    if set(tokens) == set(concept.embeddings):
+        return dataclasses.replace(concept, embeddings={token: concept.embeddings[token] for token in tokens})
+    return dataclasses.replace(concept, embeddings=dict(zip(tokens, concept.embeddings.values())))

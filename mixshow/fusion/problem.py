@@ -1,0 +1,192 @@
+"""The least-squares problem of one layer, in the form every solver needs.
+
+Over concepts i with normalised input moments G_i, weight changes D_i and weights w_i, the change D of the fused
+layer (its weight is W_0 + D) minimises
+
+    sum_i w_i tr((D - D_i) G_i (D - D_i)^T)  +  mu tr(D G_b D^T)  +  lambda ||D||^2
+
+which is the quadratic form of S = sum_i w_i G_i + mu G_b + lambda I and B = sum_i w_i D_i G_i. The ridge pulls the
+*change* to zero, never the weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mixshow.fusion.statistics import LayerStatistics
+
+Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inputs:
+    """What layers with common inputs have in common: their moments, so one matrix S and one factorisation.
+
+    Attributes:
+        statistics: one per concept.
+        weights: one per concept.
+        anchor: inputs under the base and ordinary captions.
+        anchor_weight: mu.
+        ridge: lambda as a share of the mean eigenvalue, `lambda = ridge * trace / width`; scale-free.
+    """
+
+    statistics: Sequence[LayerStatistics]
+    weights: Sequence[float]
+    anchor: LayerStatistics | None = None
+    anchor_weight: float = 0.0
+    ridge: float = 0.0
+
+    @cached_property
+    def moments(self) -> list[Tensor]:
+        """G_i, `[in, in]` each."""
+        return [each.mean for each in self.statistics]
+
+    @cached_property
+    def plain_matrix(self) -> Tensor:
+        """S without the ridge, `[in, in]`."""
+        total = sum(weight * moment for weight, moment in zip(self.weights, self.moments))
+        assert isinstance(total, Tensor)
+        return total if self.anchor is None else total + self.anchor_weight * self.anchor.mean
+
+    @cached_property
+    def ridge_value(self) -> float:
+        """lambda."""
+        return self.ridge * float(self.plain_matrix.trace()) / self.plain_matrix.shape[0]
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """S, `[in, in]`, float64."""
+        width = self.plain_matrix.shape[0]
+        return self.plain_matrix + self.ridge_value * torch.eye(
+            width, dtype=torch.float64, device=self.plain_matrix.device
+        )
+
+    @cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of S, ascending, and eigenvectors in columns."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values, vectors
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """Eigenvalues of S, ascending."""
+        # Without ridge the vectors will be wanted too; with it they are not, and cost thrice as much.
+        return self.eigen[0] if self.ridge_value == 0 else torch.linalg.eigvalsh(self.matrix)
+
+    @cached_property
+    def span(self) -> Tensor | None:
+        """The projector onto the inputs' span, `[in, in]`; None where they span everything."""
+        if self.rank == self.matrix.shape[0]:
+            return None
+        values, vectors = self.eigen
+        kept = vectors[:, values > self.resolution * values[-1]]
+        return kept @ kept.T
+
+    @property
+    def resolution(self) -> float:
+        """Eigenvalues below this share of the largest are noise of the recording."""
+        return max(each.resolution for each in self.statistics)
+
+    @property
+    def rank(self) -> int:
+        """Number of eigenvalues above the noise."""
+        return int((self.spectrum > self.resolution * self.spectrum[-1]).sum())
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest eigenvalue above the noise."""
+        kept = self.spectrum[self.spectrum > self.resolution * self.spectrum[-1]]
+        return float(kept[-1] / kept[0]) if len(kept) else float("inf")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """One layer to fuse.
+
+    Attributes:
+        name: module path.
+        inputs: shared with the layers that read the same.
+        deltas: D_i, `[out, in]` each (convolutions flattened); None: the concept leaves this layer alone.
+    """
+
+    name: str
+    inputs: Inputs
+    deltas: Sequence[Tensor | None]
+
+    @property
+    def matrix(self) -> Tensor:
+        """S, `[in, in]`."""
+        return self.inputs.matrix
+
+    @cached_property
+    def target(self) -> Tensor:
+        """B, `[out, in]`, float64."""
+        parts = [
+            weight * (delta.double() @ moment)
+            for weight, delta, moment in zip(self.inputs.weights, self.deltas, self.inputs.moments)
+            if delta is not None
+        ]
+        total = sum(parts[1:], parts[0])
+        assert isinstance(total, Tensor)
+        return total
+
+    def residuals(self, change: Tensor) -> list[float]:
+        """For each concept the mean squared error of the outputs on its inputs, `tr((D - D_i) G_i (D - D_i)^T)`.
+
+        Args:
+            change: D, `[out, in]`.
+        """
+        errors = [change if delta is None else change - delta.double() for delta in self.deltas]
+        return [quadratic(error, moment) for error, moment in zip(errors, self.inputs.moments)]
+
+    def objective(self, change: Tensor) -> float:
+        """The value that solvers minimise at D, `[out, in]`."""
+        value = sum(weight * residual for weight, residual in zip(self.inputs.weights, self.residuals(change)))
+        if self.inputs.anchor is not None:
+            value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor.mean)
+        return float(value + self.inputs.ridge_value * change.square().sum())
+
+
+def quadratic(error: Tensor, moment: Tensor) -> float:
+    """`tr(E G E^T)`."""
+    return float(((error @ moment) * error).sum())
+
+
+def build_problems(
+    deltas: Sequence[Deltas],
+    statistics: Sequence[Mapping[str, LayerStatistics]],
+    *,
+    weights: Sequence[float] | None,
+    anchor: Mapping[str, LayerStatistics] | None = None,
+    anchor_weight: float = 0.0,
+    ridge: float = 0.0,
+) -> list[LayerProblem]:
+    """One problem per layer that any concept changes.
+
+    Args:
+        deltas: for each concept, its weight changes by module path.
+        statistics: for each concept, by module path; every layer of `deltas` must be there.
+        weights: one per concept, normalised to sum 1; None: in proportion to each layer's row counts (published).
+        anchor: statistics of the base under ordinary captions.
+        anchor_weight: mu.
+        ridge: share of the mean eigenvalue.
+    """
+    names = list(dict.fromkeys(name for each in deltas for name in each))
+    shared: dict[tuple[int, ...], Inputs] = {}
+    problems = []
+    for name in names:
+        own = [each[name] for each in statistics]
+        base = anchor[name] if anchor is not None and anchor_weight > 0 else None
+        key = tuple(id(each) for each in (*own, base))
+        if key not in shared:
+            raw = [float(each.rows) for each in own] if weights is None else list(weights)
+            shared[key] = Inputs(own, [value / sum(raw) for value in raw], base, anchor_weight, ridge)
+        inputs = shared[key]
+        matrices = [each[name].flatten(1).to(inputs.plain_matrix.device) if name in each else None for each in deltas]
+        problems.append(LayerProblem(name, inputs, matrices))
+    return problems

@@ -1,0 +1,75 @@
+"""Built-in prompt lists; `{concept}` stands for a concept's tokens. Held-out lists share no text with the others."""
+
+from __future__ import annotations
+
+PUBLISHED_TEXT = ("photo of a {concept}", "{concept}")
+PUBLISHED_PICTURES = ("photo of a {concept}",)
+
+PICTURES = (
+    "photo of a {concept}",
+    "{concept}",
+    "a picture of {concept} on the beach",
+    "a photo of {concept} in the forest",
+    "a photo of {concept} in a street at night",
+    "a cool photo of {concept} in a room",
+    "a rendition of {concept} sitting in the snow",
+)
+
+TEXT = (
+    *PICTURES,
+    "a photo of a {concept}",
+    "a good photo of {concept}",
+    "a painting of {concept}",
+    "a drawing of {concept}",
+    "a close up photo of {concept}",
+    "a bright photo of {concept}",
+    "a nice picture of {concept} in the park",
+    "{concept} standing in the city",
+    "{concept} walking in the meadow",
+    "{concept}, smiling",
+    "{concept}, best quality",
+    "{concept} in the rain",
+    "{concept} in the desert",
+    "{concept} next to a house",
+    "{concept} with a red shirt",
+    "{concept} with a blue hat",
+    "a boy and {concept}",
+    "{concept} and a girl",
+    "a man, a woman and {concept}",
+    "photo of {concept} on the stage",
+    "photo of {concept} at the lake",
+    "photo of {concept} in the kitchen, high quality",
+)
+
+# The empty prompt is what guidance leads away from, so it is one of the ordinary ones.
+CAPTIONS = (
+    "",
+    "a photo of a boy on the beach",
+    "a photo of a girl in the forest",
+    "a picture of a bear in the snow",
+    "a painting of a robot in the city",
+    "a man with brown hair and a blue shirt",
+    "a woman with a red shirt in a street at night",
+    "a boy and a girl in the park",
+    "three people on the stage",
+    "a house next to the lake",
+    "a dog in the meadow",
+    "a photo of a room",
+)
+
+HELD_OUT = (
+    "a picture of {concept}",
+    "a photo of {concept} in the meadow",
+    "{concept} on the stage at night",
+)
+
+HELD_OUT_CAPTIONS = (
+    "a picture of a girl with a blue shirt",
+    "a photo of a bear in the street",
+    "a boy with green trousers in the park",
+)
+
+
+def filled(templates: tuple[str, ...] | list[str], concept: str) -> list[str]:
+    """The templates with a concept's tokens in them."""
+    return [template.replace("{concept}", concept) for template in templates]

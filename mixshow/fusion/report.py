@@ -1,0 +1,92 @@
+"""`fusion_report.json`: per layer and concept what the fusion kept, and how the whole model does held out."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.heldout import HeldOutScores
+from mixshow.fusion.layers import Stage, layers_of
+from mixshow.fusion.members import Member
+from mixshow.fusion.solvers import Outcome
+from mixshow.models import Base
+
+REPORT_FILE = "fusion_report.json"
+
+
+def report(
+    base: Base,
+    members: Sequence[Member],
+    fusion: Fusion,
+    *,
+    held_out: HeldOutScores | None,
+    seconds: Mapping[str, float],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The report as plain values.
+
+    Args:
+        held_out: scores of the fused model, where they were taken.
+        seconds: by what they were spent on.
+        options: the resolved options.
+    """
+    stages = {layer.path: layer.stage for layer in layers_of(base).values()}
+    return {
+        "base": base.source,
+        "topology": base.topology.fingerprint(),
+        "concepts": [
+            {
+                "tokens": list(member.concept.embeddings),
+                "source": member.concept.source,
+                "weight": member.weight,
+                "text_encoder": member.text_encoder,
+                "unet": member.unet,
+            }
+            for member in members
+        ],
+        "summary": {
+            stage.value: _summary([o for o in fusion.outcomes.values() if stages[o.name] is stage], members)
+            for stage in Stage
+        },
+        "held_out": None if held_out is None else held_out.to_json(),
+        "advice": _advice(list(fusion.outcomes.values())),
+        "seconds": {what: round(value, 3) for what, value in seconds.items()},
+        "options": dict(options),
+        "layers": {
+            outcome.name: {
+                "stage": stages[outcome.name].value,
+                **outcome.to_json(),
+                "residuals": {
+                    member.concept.text: {"before": before, "after": after}
+                    for member, before, after in zip(members, outcome.before, outcome.after)
+                },
+            }
+            for outcome in fusion.outcomes.values()
+        },
+    }
+
+
+def _advice(outcomes: Sequence[Outcome]) -> list[str]:
+    """Each piece of advice once, with the number of layers it is for."""
+    counts = Counter(outcome.advice for outcome in outcomes if outcome.advice)
+    return [f"{count} of {len(outcomes)} layers: {text}" for text, count in counts.most_common()]
+
+
+def _summary(outcomes: Sequence[Outcome], members: Sequence[Member]) -> dict[str, Any]:
+    """Over the layers of a stage: how much of each concept's change on its own inputs is lost (0: nothing)."""
+    if not outcomes:
+        return {"layers": 0}
+    lost = {}
+    for i, member in enumerate(members):
+        shares = [o.after[i] / o.before[i] for o in outcomes if o.before[i] > 0]
+        lost[member.concept.text] = statistics.median(shares) if shares else None
+    statuses = [o.status.name.lower() for o in outcomes]
+    return {
+        "layers": len(outcomes),
+        "status": {name: statuses.count(name) for name in sorted(set(statuses))},
+        "median_residual_share": lost,
+        "worst_condition": max(o.condition for o in outcomes),
+    }

@@ -1,0 +1,49 @@
+"""The closed form D = B S^-1: Cholesky where S is positive definite, otherwise the minimum-change solution."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+    """One factorisation for all layers that read the same inputs.
+
+    Attributes:
+        cutoff: without ridge, eigenvalues below this share of the largest count as zero; None: the resolution of the
+            statistics. Directions cut off stay as in the base, which is the limit of a vanishing ridge.
+    """
+
+    cutoff: float | None = None
+
+    def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
+        groups: dict[int, list[int]] = {}  # places in `problems`
+        for place, problem in enumerate(problems):
+            groups.setdefault(id(problem.inputs), []).append(place)
+        outcomes = {}
+        for places in groups.values():
+            group = [problems[place] for place in places]
+            targets = torch.cat([problem.target for problem in group])
+            changes, status = self._solve(group[0].inputs, targets)
+            for place, problem, change in zip(places, group, changes.split([len(problem.target) for problem in group])):
+                outcomes[place] = outcome_of(problem, change, status)
+        return [outcomes[place] for place in range(len(problems))]
+
+    def _solve(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Status]:
+        if inputs.ridge_value > 0:
+            factor, failed = torch.linalg.cholesky_ex(inputs.matrix)
+            if not failed:
+                return torch.cholesky_solve(targets.T, factor).T, Status.SOLVED
+        values, vectors = inputs.eigen
+        cutoff = inputs.resolution if self.cutoff is None else self.cutoff
+        kept = values > cutoff * values[-1].clamp(min=0)
+        inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+        changes = (targets @ vectors * inverse) @ vectors.T
+        return changes, Status.SOLVED if bool(kept.all()) else Status.MINIMUM_CHANGE

@@ -1,0 +1,129 @@
+"""L-BFGS on the quadratic form, batched over layers of equal shape, with the quadratic's exact step length.
+
+Nocedal 1980. Value and gradient come from S and B alone, one product per step. Started at D = 0 and without ridge,
+steps stay in the span of the inputs, so it tends to the minimum-change solution. In floating point they leave it
+slowly, and the first step along a direction without curvature destroys the result (after some 60 steps on text
+features), so where inputs do not span everything each direction is projected back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixshow.fusion.problem import LayerProblem
+from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
+
+
+@dataclasses.dataclass(frozen=True)
+class LBFGS:
+    """Attributes:
+    iterations: most steps.
+    history: how many steps the curvature is remembered.
+    tolerance: a layer has converged when its gradient's norm is below this share of the first one.
+    batch_bytes: layers solved together keep their history within this memory.
+    """
+
+    iterations: int = 500
+    history: int = 25
+    tolerance: float = 1e-12
+    batch_bytes: int = 1 << 30
+
+    def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
+        shapes: dict[tuple[int, ...], list[int]] = {}  # places in `problems`
+        for place, problem in enumerate(problems):
+            shapes.setdefault(tuple(problem.target.shape), []).append(place)
+        outcomes = {}
+        for (rows, width), alike in shapes.items():
+            each = 8 * (width * width + 2 * (self.history + 4) * rows * width)
+            size = max(1, self.batch_bytes // each)
+            for start in range(0, len(alike), size):
+                places = alike[start : start + size]
+                batch = [problems[place] for place in places]
+                changes, steps, converged = self.minimise(
+                    torch.stack([problem.matrix for problem in batch]),
+                    torch.stack([problem.target for problem in batch]),
+                    _spans(batch),
+                )
+                for i, place in enumerate(places):
+                    status = Status.CONVERGED if converged[i] else Status.ITERATION_LIMIT
+                    outcomes[place] = outcome_of(batch[i], changes[i], status, int(steps[i]))
+        return [outcomes[place] for place in range(len(problems))]
+
+    def minimise(self, matrices: Tensor, targets: Tensor, spans: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Minimise `tr(D S D^T) / 2 - tr(D B^T)` for a batch.
+
+        Args:
+            matrices: S, `[layers, in, in]`, symmetric, positive semi-definite.
+            targets: B, `[layers, out, in]`.
+            spans: projectors onto the span of the inputs, `[layers, in, in]`; None: they span everything.
+
+        Returns:
+            D `[layers, out, in]`, steps taken `[layers]`, whether each converged `[layers]`.
+        """
+        change = torch.zeros_like(targets)
+        gradient = -targets
+        goal = self.tolerance * _norm(gradient)
+        steps = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
+        running = _norm(gradient) > goal
+        converged = ~running
+        memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=self.history)
+        for _ in range(self.iterations):
+            if not running.any():
+                break
+            direction = -_apply_inverse(memory, gradient)
+            if spans is not None:
+                direction = direction @ spans
+            curvature = direction @ matrices
+            along = _inner(direction, curvature)
+            running = running & (along > 0)  # otherwise nothing is left to gain in floating point
+            length = torch.where(running, -_inner(direction, gradient) / torch.where(running, along, 1.0), 0.0)
+            step, bend = _scaled(length, direction), _scaled(length, curvature)
+            change, gradient = change + step, gradient + bend
+            product = _inner(step, bend)
+            memory.append((step, bend, torch.where(product > 0, 1 / torch.where(product > 0, product, 1.0), 0.0)))
+            steps += running
+            reached = running & (_norm(gradient) <= goal)
+            converged, running = converged | reached, running & ~reached
+        return change, steps, converged
+
+
+def _spans(problems: Sequence[LayerProblem]) -> Tensor | None:
+    spans = [problem.inputs.span for problem in problems]
+    if all(span is None for span in spans):
+        return None
+    whole = torch.eye(problems[0].matrix.shape[0]).to(problems[0].matrix)
+    return torch.stack([whole if span is None else span for span in spans])
+
+
+def _apply_inverse(memory: Sequence[tuple[Tensor, Tensor, Tensor]], gradient: Tensor) -> Tensor:
+    """The two-loop recursion: the approximate inverse of S, times the gradient."""
+    if not memory:
+        return gradient
+    result, coefficients = gradient, []
+    for step, bend, reciprocal in reversed(memory):
+        coefficient = reciprocal * _inner(step, result)
+        coefficients.append(coefficient)
+        result = result - _scaled(coefficient, bend)
+    step, bend, reciprocal = memory[-1]
+    size = reciprocal * _inner(bend, bend)
+    result = _scaled(torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 1.0), result)
+    for (step, bend, reciprocal), coefficient in zip(memory, reversed(coefficients)):
+        result = result + _scaled(coefficient - reciprocal * _inner(bend, result), step)
+    return result
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((-1, -2))
+
+
+def _norm(a: Tensor) -> Tensor:
+    return a.flatten(1).norm(dim=1)
+
+
+def _scaled(factors: Tensor, a: Tensor) -> Tensor:
+    return factors[:, None, None] * a

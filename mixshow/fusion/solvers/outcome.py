@@ -1,0 +1,93 @@
+"""What a solver says about one layer: the change, how it went, and what to do when it went badly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+
+from mixshow.fusion.problem import LayerProblem
+
+_BAD_CONDITION = 1e6
+_BAD_SHARE = 0.5
+
+
+class Status(Enum):
+    """How a solution came about; the value is the sentence for people."""
+
+    SOLVED = "solved by factorisation"
+    MINIMUM_CHANGE = "the inputs do not span all directions; directions below the noise were left unchanged"
+    CONVERGED = "the iteration converged"
+    ITERATION_LIMIT = "the iteration limit was reached before convergence"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """The fused change of one layer.
+
+    Attributes:
+        change: D, `[out, in]`, float64.
+        iterations: steps of an iterative solver, 0 for a factorisation.
+        before: for each concept the residual of the unchanged base (D = 0).
+        after: the same for the solution.
+    """
+
+    name: str
+    change: Tensor
+    status: Status
+    iterations: int
+    rank: int
+    condition: float
+    before: Sequence[float]
+    after: Sequence[float]
+    objective_before: float
+    objective_after: float
+
+    @property
+    def advice(self) -> str:
+        """What to try when the fit is bad; empty when it is fine."""
+        if self.status is Status.ITERATION_LIMIT and self.condition > _BAD_CONDITION:
+            return "ill-conditioned: record more prompts, raise solver.ridge, or use solver.name=exact"
+        worst = max((after / before for before, after in zip(self.before, self.after) if before > 0), default=0.0)
+        if worst > _BAD_SHARE:
+            return (
+                "a concept keeps less than half of its change here: give it more weight, lower solver.ridge or "
+                "anchor.weight, or train the concepts with smaller network rates"
+            )
+        if self.condition > _BAD_CONDITION:
+            return "ill-conditioned inputs: record more prompts or raise solver.ridge"
+        return ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the report; residuals are written there by concept."""
+        return {
+            "status": self.status.name.lower(),
+            "meaning": self.status.value,
+            "iterations": self.iterations,
+            "rank": self.rank,
+            "width": self.change.shape[1],
+            "condition": self.condition,
+            "objective": [self.objective_before, self.objective_after],
+            "change_norm": float(self.change.norm()),
+            "advice": self.advice,
+        }
+
+
+def outcome_of(problem: LayerProblem, change: Tensor, status: Status, iterations: int = 0) -> Outcome:
+    """Measure a solution."""
+    nothing = change.new_zeros(change.shape)
+    return Outcome(
+        problem.name,
+        change,
+        status,
+        iterations,
+        problem.inputs.rank,
+        problem.inputs.condition,
+        problem.residuals(nothing),
+        problem.residuals(change),
+        problem.objective(nothing),
+        problem.objective(change),
+    )

@@ -1,0 +1,203 @@
+"""Second moments of layer inputs: all that fusion keeps of what flows through a model.
+
+A layer's statistics have the size of its input width, whatever the number of prompts, steps or positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixshow.core.attachment import Attachment
+from mixshow.core.errors import MixshowError
+
+# Relative size below which eigenvalues of a moment are rounding noise: products of fp32 inputs taken in fp64, in fp32.
+DOUBLE_RESOLUTION = 1e-10
+SINGLE_RESOLUTION = 1e-7
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """Inputs of one layer, summed up.
+
+    Attributes:
+        moment: `sum x x^T` over the rows, `[in, in]`, float64.
+        rows: number of input rows.
+        resolution: eigenvalues below this share of the largest are rounding noise.
+    """
+
+    moment: Tensor
+    rows: int
+    resolution: float = DOUBLE_RESOLUTION
+
+    @property
+    def mean(self) -> Tensor:
+        """The normalised second moment, `[in, in]`."""
+        return self.moment / max(self.rows, 1)
+
+    def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        """Statistics of both sets of rows together."""
+        return LayerStatistics(
+            self.moment + other.moment, self.rows + other.rows, max(self.resolution, other.resolution)
+        )
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> LayerStatistics:
+        """From rows `[..., in]` at hand, in float64."""
+        rows = rows.detach().flatten(0, -2).double()
+        return cls(rows.T @ rows, rows.shape[0])
+
+
+def input_rows(module: nn.Module, x: Tensor) -> Tensor:
+    """A layer's input as rows `[rows, in]` with `rows @ weight.flatten(1).T` the layer's output without bias.
+
+    Raises:
+        MixshowError: a grouped convolution, or a kind of module that has no such form.
+    """
+    if isinstance(module, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
+        if module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0):
+            return x.movedim(1, -1).reshape(-1, x.shape[1])
+        patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
+        return patches.transpose(1, 2).flatten(0, 1)
+    raise MixshowError(f"modules of kind {type(module).__name__} cannot be fused; Linear and ungrouped Conv2d can")
+
+
+class _Accumulator:
+    """One running moment, shared by all layers that read the very same inputs.
+
+    The product of the latest call waits until the next one: a layer that turns out to read something else can then
+    still leave with the sum of what was common.
+    """
+
+    def __init__(self, moment: Tensor | None = None, rows: int = 0) -> None:
+        self.moment, self.rows = moment, rows
+        self.latest: tuple[object, ...] | None = None
+        self._waiting: tuple[Tensor, int] | None = None
+
+    def put(self, product: Tensor, rows: int, latest: tuple[object, ...]) -> None:
+        self.settle()
+        self._waiting, self.latest = (product, rows), latest
+
+    def settle(self) -> None:
+        if self._waiting is not None:
+            product, rows = self._waiting
+            self.moment = product.double() if self.moment is None else self.moment + product
+            self.rows, self._waiting = self.rows + rows, None
+
+    def without_latest(self) -> _Accumulator:
+        return _Accumulator(self.moment, self.rows)
+
+
+class StatisticsRecorder:
+    """Records the inputs of chosen modules while the block runs; takes its hooks off again, also after an error.
+
+    Layers that read the very same tensor (queries, keys and values of self-attention) share one moment.
+
+    Args:
+        modules: by canonical path.
+        double: products in float64 too (for text features, whose directions differ by little).
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> with StatisticsRecorder({"layer": layer}) as recorder:
+        ...     _ = layer(torch.ones(5, 2))
+        >>> recorder.statistics()["layer"].mean.tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], *, double: bool = False) -> None:
+        self._modules = dict(modules)
+        self._double = double
+        self._accumulators: dict[str, _Accumulator] = {}
+        self._previous: _Accumulator | None = None
+        self._attachment = Attachment()
+
+    def __enter__(self) -> Self:
+        for name, module in self._modules.items():
+            self._attachment.add_hook(module.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attachment.detach()
+        self._previous = None
+
+    def _hook(self, name: str):  # type: ignore[no-untyped-def]
+        def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            self._record(name, module, arguments[0].detach() if arguments[0].requires_grad else arguments[0])
+
+        return record
+
+    def _record(self, name: str, module: nn.Module, x: Tensor) -> None:
+        own = self._accumulators.get(name)
+        previous = self._previous
+        if previous is not None and _same_input(previous.latest, module, x):
+            if own is None:  # first call: read what the layer before us read
+                self._accumulators[name] = own = previous
+            if own is previous:
+                return
+        if own is None:
+            own = _Accumulator()
+        elif (
+            any(other is own for key, other in self._accumulators.items() if key != name)
+            and _leader(self._accumulators, own) != name
+        ):
+            own = own.without_latest()  # read the same until now, and something else from here on
+        self._accumulators[name] = own
+        product, rows = self._product(module, x)
+        own.put(product, rows, (weakref.ref(x), _version(x), _geometry(module)))
+        self._previous = own
+
+    @torch.no_grad()
+    def _product(self, module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+        # Convolutions one picture at a time: unfolded inputs are k * k times the input's size.
+        parts = x.split(1) if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) else (x,)
+        product, count = None, 0
+        for part in parts:
+            rows = input_rows(module, part)
+            rows = rows.double() if self._double else rows.float()  # never half precision
+            square = (rows.T @ rows).double()
+            product = square if product is None else product + square
+            count += rows.shape[0]
+        assert product is not None
+        return product, count
+
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """What was recorded, by module path; layers that share their inputs share one object."""
+        resolution = DOUBLE_RESOLUTION if self._double else SINGLE_RESOLUTION
+        shared: dict[int, LayerStatistics] = {}
+        for accumulator in self._accumulators.values():
+            if id(accumulator) not in shared:
+                accumulator.settle()
+                assert accumulator.moment is not None
+                shared[id(accumulator)] = LayerStatistics(accumulator.moment, accumulator.rows, resolution)
+        return {name: shared[id(accumulator)] for name, accumulator in self._accumulators.items()}
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _geometry(module: nn.Module) -> tuple[object, ...]:
+    if isinstance(module, nn.Conv2d):
+        return ("conv", module.kernel_size, module.stride, module.padding, module.dilation)
+    return ("linear",)
+
+
+def _same_input(latest: tuple[object, ...] | None, module: nn.Module, x: Tensor) -> bool:
+    if latest is None:
+        return False
+    reference, version, geometry = latest
+    return reference() is x and version == _version(x) and geometry == _geometry(module)  # type: ignore[operator]
+
+
+def _leader(accumulators: Mapping[str, _Accumulator], shared: _Accumulator) -> str:
+    """The layer that was there first of those sharing an accumulator."""
+    return next(name for name, accumulator in accumulators.items() if accumulator is shared)

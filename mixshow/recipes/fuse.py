@@ -1,0 +1,220 @@
+"""`mixshow fuse`: read options, check everything, record and solve, measure, write the fused model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
+from mixshow.config.load import to_plain
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.progress import log
+from mixshow.edlora.concept import Concept
+from mixshow.edlora.embedding import ConceptEmbedding
+from mixshow.formats import read_concept
+from mixshow.formats.published_options import read_concept_list
+from mixshow.fusion.collect import Collection
+from mixshow.fusion.fuse import Fusion, Objective
+from mixshow.fusion.fuse import fuse as fuse_members
+from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
+from mixshow.fusion.layers import Stage
+from mixshow.fusion.members import Member, renamed
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.report import REPORT_FILE, report
+from mixshow.fusion.solvers import LBFGS, Exact, Solver
+from mixshow.models import Base, load_base, save_base
+from mixshow.models.vocabulary import concept_words
+from mixshow.sampling.generate import latent_size
+
+T = TypeVar("T")
+
+
+def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
+    """Fuse concepts into one model; returns its folder.
+
+    Args:
+        path: an options file.
+        overrides: `key=value` texts that replace its options.
+
+    Raises:
+        OptionsError: everything wrong with the options and the files they name, together.
+        MixshowError: the result cannot be written; nothing is left behind then.
+    """
+    started = time.monotonic()
+    options = load_fuse_options(path, overrides)
+    base, members = _prepare(options, str(path))
+    loaded = time.monotonic()
+    fusion = fuse_members(
+        base, members, _collection(options), _objective(options), _solvers(options), show_progress=True
+    )
+    held_out, held_out_seconds = None, 0.0
+    if options.report.heldout:
+        start = time.monotonic()
+        held_out = _held_out(base, members, fusion, options)
+        held_out_seconds = time.monotonic() - start
+    seconds = {"loading": loaded - started, **fusion.seconds, "held out": held_out_seconds}
+    about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        save_base(fused, options.output, extra={REPORT_FILE: about})
+    _tell(options.output, about["advice"], held_out)
+    return options.output
+
+
+def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
+    """Load and check the base and all concepts, naming all problems at once."""
+    problems: list[str] = []
+
+    def attempt(what: str, action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except MixshowError as error:
+            problems.extend(f"{what}: {line}" for line in str(error).splitlines())
+            return None
+
+    entries = options.concepts
+    if isinstance(entries, Path):
+        listed = entries
+        entries = [
+            ConceptOptions(_beside(listed, file), unet=unet, text_encoder=text_encoder, tokens=name or None)
+            for file, unet, text_encoder, name in attempt("concepts", lambda: read_concept_list(listed)) or []
+        ]
+    members: dict[int, Member] = {}
+    for i, entry in enumerate(entries):
+        concept = attempt(f"concepts[{i}]", lambda entry=entry: _concept(entry))  # type: ignore[misc]
+        if concept is not None:
+            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet)
+    problems += _collisions(members)
+    base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=_device(options.device)))
+    if base is not None:
+        for i, member in members.items():
+            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member))  # type: ignore[misc]
+        size = options.statistics
+        attempt("statistics", lambda: latent_size(base, size.width, size.height))
+    problems += _output_problems(options)
+    if problems or base is None:
+        raise OptionsError(source, problems)
+    return base, list(members.values())
+
+
+def _beside(listed: Path, file: Path) -> Path:
+    """Paths of published lists are relative to the working folder; moved lists have their files beside them."""
+    moved = listed.parent / file
+    return moved if not file.exists() and moved.exists() else file
+
+
+def _concept(entry: ConceptOptions) -> Concept:
+    concept = read_concept(entry.file)
+    return concept if entry.tokens is None else renamed(concept, concept_words(entry.tokens))
+
+
+def _collisions(members: dict[int, Member]) -> list[str]:
+    first: dict[str, int] = {}
+    problems = []
+    for i, member in members.items():
+        for token in member.concept.embeddings:
+            if token in first:
+                problems.append(
+                    f"concepts[{i}]: token {token} is also used by concepts[{first[token]}]; give one of them "
+                    f"other tokens, for example tokens: '{_other_names(member.concept, i)}'"
+                )
+            first.setdefault(token, i)
+    return problems
+
+
+def _other_names(concept: Concept, number: int) -> str:
+    return " ".join(f"{token[:-1]}-{number}>" for token in concept.embeddings)
+
+
+def _check_fit(base: Base, member: Member) -> None:
+    """Raises MixshowError when the concept does not fit the base."""
+    ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
+    member.changes(base)
+
+
+def _output_problems(options: FuseOptions) -> list[str]:
+    """The output folder is replaced as a whole, so it must be ours to replace."""
+    folder = options.output
+    if folder.exists() and not folder.is_dir():
+        return [f"output: expected a folder, found the file {folder}"]
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_FILE).is_file():
+        return [
+            f"output: {folder} holds something other than a fused model, which would be lost; choose another folder"
+        ]
+    if folder.is_dir() and Path(options.base).is_dir() and folder.samefile(options.base):
+        return [f"output: {folder} is the base itself; choose another folder"]
+    return []
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise MixshowError(
+            f"device '{name}': not usable here ({str(error).splitlines()[0]}); use auto or cpu"
+        ) from error
+    return device
+
+
+def _collection(options: FuseOptions) -> Collection:
+    given = options.statistics
+    return Collection(
+        progressive=given.collect == "progressive",
+        text_prompts=tuple(given.text_prompts or TEXT),
+        picture_prompts=tuple(given.picture_prompts or PICTURES),
+        every_position=given.text_rows == "all",
+        steps=given.steps,
+        width=given.width,
+        height=given.height,
+        seed=given.seed,
+        batch_size=given.batch_size,
+    )
+
+
+def _objective(options: FuseOptions) -> Objective:
+    return Objective(
+        ridge=options.solver.ridge,
+        anchor_weight=options.anchor.weight,
+        captions=options.anchor.captions or CAPTIONS,
+        weights_by_rows=options.statistics.weights == "rows",
+    )
+
+
+def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
+    given = options.solver
+    if given.name == "exact":
+        return dict.fromkeys(Stage, Exact())
+    spatial = LBFGS(given.spatial_iterations or given.iterations)
+    return {Stage.TEXT: LBFGS(given.iterations), Stage.KEY_VALUE: LBFGS(given.iterations), Stage.SPATIAL: spatial}
+
+
+def _held_out(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> HeldOutScores:
+    plan = HeldOutPlan(
+        prompts=options.report.prompts or HELD_OUT,
+        captions=options.report.captions or HELD_OUT_CAPTIONS,
+        steps=options.report.steps,
+        width=options.statistics.width,
+        height=options.statistics.height,
+        seed=options.report.seed,
+    )
+    references = HeldOut(base, members, plan, show_progress=True)
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        return references.score(fused)
+
+
+def _tell(folder: Path, advice: Sequence[str], held_out: HeldOutScores | None) -> None:
+    if held_out is not None:
+        for concept, error in held_out.errors.items():
+            log.info("%s: held-out error %.2f (0: its own model, 1: the base)", concept, error)
+        log.info("drift of the base on ordinary captions: %.3f", held_out.drift)
+    for text in advice:
+        log.info("%s", text)
+    log.info("fused model: %s", folder)

@@ -1,0 +1,151 @@
+"""`mixshow fuse` end to end, and what it says about bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixshow.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
+from mixshow.config.fuse import load_fuse_options
+from mixshow.edlora.concept import save_concept
+from mixshow.formats import write_mix_of_show
+from mixshow.fusion.collect import PUBLISHED
+from mixshow.models import Base, load_base
+from mixshow.recipes.fuse import _collection
+from tests.tiny import tiny_base, tiny_concept
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options" / "fuse"
+
+
+@pytest.fixture
+def stage(tiny: Base, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a base, two concepts (one published) and fast options."""
+    monkeypatch.chdir(tmp_path)
+    save_concept(tiny_concept(tiny, "duck", seed=0), "duck.safetensors")
+    write_mix_of_show(tiny_concept(tiny, "fox", seed=1), "fox.pth", tiny.models)
+    Path("fuse.yml").write_text(
+        f"base: {tiny_folder}\nconcepts: [{{file: duck.safetensors}}, {{file: fox.pth, weight: 2}}]\noutput: fused\n"
+        "statistics: {steps: 1, text_prompts: ['a {concept}'], picture_prompts: ['{concept}']}\n"
+        "anchor: {captions: ['a dog']}\nreport: {steps: 1, prompts: ['a {concept} in the rain'], captions: ['a boy']}\n"
+    )
+    return tmp_path
+
+
+def test_fuse_writes_a_model_and_a_report(stage: Path) -> None:
+    assert main(["fuse", "fuse.yml"]) == 0
+    assert load_base(stage / "fused").vocabulary.tokens == ("<duck1>", "<duck2>", "<fox1>", "<fox2>")
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert set(report["held_out"]["errors"]) == {"<duck1> <duck2>", "<fox1> <fox2>"}
+    layer = next(iter(report["layers"].values()))
+    assert {"rank", "condition", "status", "residuals"} <= set(layer)
+    assert set(layer["residuals"]["<fox1> <fox2>"]) == {"before", "after"}
+    assert report["options"]["solver"]["ridge"] == 0.01 and report["seconds"]
+
+
+def test_a_published_list_stands_in_for_concepts(stage: Path) -> None:
+    (stage / "lists").mkdir()
+    (stage / "fox.pth").rename(stage / "lists" / "fox.pth")
+    entry = {"lora_path": "fox.pth", "unet_alpha": 0.5, "text_encoder_alpha": 0.0, "concept_name": "<fox1> <fox2>"}
+    (stage / "lists" / "list.json").write_text(json.dumps([entry]))
+    assert main(["fuse", "fuse.yml", "concepts=lists/list.json", "report.heldout=false"]) == 0
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert (report["concepts"][0]["unet"], report["concepts"][0]["text_encoder"]) == (0.5, 0.0)
+    assert report["held_out"] is None
+
+
+def test_all_problems_are_named_at_once(
+    stage: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tiny_base(tmp_path_factory.mktemp("wide"), width=24)
+    save_concept(tiny_concept(wide, "cat"), "wide.safetensors")
+    Path("cut.safetensors").write_bytes(Path("duck.safetensors").read_bytes()[:500])
+    Path("hostile.pth").write_bytes(b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00echoq\x01\x85q\x02Rq\x03.")
+    files = [
+        "duck.safetensors",
+        "duck.safetensors",
+        "nowhere.pth",
+        "wide.safetensors",
+        "cut.safetensors",
+        "hostile.pth",
+    ]
+    text = Path("fuse.yml").read_text().splitlines()
+    text[1] = "concepts: [" + ", ".join(f"{{file: {name}}}" for name in files) + "]"
+    Path("bad.yml").write_text("\n".join(text))
+    Path("fused").mkdir()
+    (stage / "fused" / "precious.txt").write_text("mine")
+    assert main(["fuse", "bad.yml"]) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    for expected in (
+        "<duck1> is also used by concepts[0]",
+        "nowhere.pth",
+        "width 24",
+        "cut.safetensors",
+        "hostile.pth",
+        "something other than a fused model",
+    ):
+        assert expected in said, said
+    assert (stage / "fused" / "precious.txt").read_text() == "mine"
+
+
+def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["fuse", "fuse.yml", "solver.rige=1", "anchor.weight=-1", "statistics.text_prompts=[photo]"])
+        == EXIT_USER_ERROR
+    )
+    said = capsys.readouterr().err
+    assert "did you mean 'ridge'" in said and "anchor.weight" in said and "{concept}" in said
+    assert main(["fuse", "nowhere.yml"]) == EXIT_USER_ERROR
+    assert main(["fuse", "fuse.yml", "base=nowhere"]) == EXIT_USER_ERROR
+    assert main(["fuse", "fuse.yml", "device=cuda:99"]) == EXIT_USER_ERROR
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_stopping_leaves_nothing_half_written(
+    stage: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    before = sorted(stage.rglob("*"))
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.save_pretrained", stop)
+    assert main(["fuse", "fuse.yml", "report.heldout=false"]) == (
+        EXIT_INTERRUPTED if error is KeyboardInterrupt else EXIT_USER_ERROR
+    )
+    assert sorted(stage.rglob("*")) == before
+
+
+def test_the_published_preset_gives_defaults_that_keys_override(stage: Path) -> None:
+    options = load_fuse_options("fuse.yml", ["preset=published", "solver.ridge=0.5"])
+    assert (options.statistics.collect, options.statistics.weights, options.anchor.weight) == (
+        "progressive",
+        "rows",
+        0.0,
+    )
+    assert (options.solver.ridge, options.solver.spatial_iterations) == (0.5, 50)
+    assert options.statistics.text_prompts == ["a {concept}"] and options.statistics.steps == 1
+    assert load_fuse_options("fuse.yml").solver.ridge == 0.01
+
+
+def test_the_published_preset_is_the_published_collection(stage: Path) -> None:
+    text = Path("fuse.yml").read_text().splitlines()
+    Path("plain.yml").write_text("\n".join(line for line in text if not line.startswith("statistics")))
+    assert _collection(load_fuse_options("plain.yml", ["preset=published"])) == PUBLISHED
+
+
+def test_every_options_file_is_accepted() -> None:
+    files = sorted(OPTIONS.glob("*.yml"))
+    assert len(files) == 2
+    for file in files:
+        load_fuse_options(file)
+
+
+def test_result_does_not_depend_on_the_run(stage: Path) -> None:
+    assert main(["fuse", "fuse.yml", "report.heldout=false"]) == 0
+    first = load_base(stage / "fused").unet.state_dict()
+    assert main(["fuse", "fuse.yml", "report.heldout=false"]) == 0  # over its own output
+    second = load_base(stage / "fused").unet.state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
