@@ -47,9 +47,7 @@ def save_concept(concept: Concept, path: Path | str) -> None:
     """Write a concept file (`.safetensors`)."""
     tensors = {_EMBEDDING_PREFIX + token: vector for token, vector in concept.embeddings.items()}
     metadata = {"format": "mixshow.concept", "version": FORMAT_VERSION, "tokens": list(concept.embeddings)}
-    write_safetensors(
-        path, {**concept.network, **tensors}, {"mixshow": json.dumps({**metadata, **concept.metadata})}
-    )
+    write_safetensors(path, {**concept.network, **tensors}, {"mixshow": json.dumps({**metadata, **concept.metadata})})
 
 
 def load_concept(path: Path | str) -> Concept:

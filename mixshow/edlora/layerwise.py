@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -26,7 +27,7 @@ def layerwise_states(unet: nn.Module) -> Attachment:
     return attachment
 
 
-def _choose(layer: int):  # type: ignore[no-untyped-def]
+def _choose(layer: int) -> Callable[..., tuple[Any, dict[str, Any]]]:
     def choose(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         states = keywords.get("encoder_hidden_states")
         if states is not None and states.dim() == 4:

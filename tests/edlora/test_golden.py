@@ -26,8 +26,10 @@ PROMPTS = ["photo of a <duck1> <duck2>, smiling", "<duck1> <duck2>, in the rain"
 @pytest.fixture(scope="module")
 def reference(shared_fixtures):
     folder = shared_fixtures / "published_reference"
-    return load_base(folder / "base"), read_concept(folder / "concepts" / "duck.pth"), load_file(
-        folder / "trainer_golden.safetensors"
+    return (
+        load_base(folder / "base"),
+        read_concept(folder / "concepts" / "duck.pth"),
+        load_file(folder / "trainer_golden.safetensors"),
     )
 
 
