@@ -1,0 +1,73 @@
+"""`mixshow sample PROMPT`: a scene without regions, from the command line alone."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from mixshow.core.errors import MixshowError
+
+_SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("prompt", metavar="PROMPT", help="concept tokens in it as they were trained: '<pip1> <pip2>'")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any option of a scene: guidance=4 steps=30")
+    parser.add_argument(
+        "--model", default="puppets", help="'puppets', a fused model's or diffusers folder, or a hub id"
+    )
+    parser.add_argument(
+        "--concept",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a concept file to attach; can be given again",
+    )
+    parser.add_argument(
+        "--strength",
+        action="append",
+        default=[],
+        type=float,
+        help="factor on a concept's network, one per --concept",
+    )
+    parser.add_argument("--negative", default="", metavar="PROMPT", help="what the pictures should not show")
+    parser.add_argument("--seeds", default="0", help="one picture per seed: 0-3 or 1,5,7")
+    parser.add_argument(
+        "--out", default="sample.png", metavar="PNG", help="with several seeds NAME_seedN.png and a grid"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Sample."""
+    from mixshow.config.load import load
+    from mixshow.config.scene import SceneOptions
+    from mixshow.recipes.compose import compose_options
+
+    values = {
+        "prompt": arguments.prompt,
+        "model": arguments.model,
+        "concepts": arguments.concept,
+        "strengths": arguments.strength or None,
+        "negative_prompt": arguments.negative,
+        "seeds": parse_seeds(arguments.seeds),
+        "output": arguments.out,
+        "grid": True,
+    }
+    compose_options(load(SceneOptions, Path("sample"), arguments.overrides, values=values), "sample")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of `"0-3"` or `"1,5,7-9"`.
+
+    Raises:
+        MixshowError: not of that form; names the part.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = _SEEDS.fullmatch(part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise MixshowError(f"--seeds: expected numbers and ranges such as 0-3 or 1,5,7, found '{part}'")
+        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return seeds

@@ -1,0 +1,160 @@
+"""A scene's options and the files they name -> the scene as a value."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from mixshow.config.scene import PoseOptions, RegionOptions, SceneOptions
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.models import Base
+from mixshow.sampling.generate import side_problem
+from mixshow.sampling.openpose import (
+    anyone_inside,
+    fit_people,
+    fit_picture,
+    person_of,
+    read_people,
+    read_picture,
+)
+from mixshow.sampling.pose import draw_openpose
+from mixshow.sampling.precision import Precision
+from mixshow.sampling.published_regions import parse_regions, read_layout
+from mixshow.sampling.regions import Edges, PixelBox, Region
+from mixshow.sampling.scene import PoseGuide, Scene
+
+
+def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, SceneOptions]:
+    """Read poses and regions; nothing slow is loaded.
+
+    Args:
+        problems: what is wrong is added here; the result must then not be used.
+
+    Returns:
+        The scene, and options that hold all of it: they name no files of poses or regions any more.
+    """
+    regions: list[Region] = []
+    guide = None
+    try:
+        regions = _regions(options)
+    except MixshowError as error:
+        problems.append(str(error))
+    if options.size is not None:
+        boxes = [(i, region.area.problem(options.size)) for i, region in enumerate(regions)]
+        problems += [f"{_source_of(options)}[{i}].box: {problem}" for i, problem in boxes if problem]
+        try:
+            guide, options = _pose(options, options.size)
+        except MixshowError as error:
+            problems.append(f"pose: {error}")
+    scene = Scene(
+        prompt=options.prompt,
+        size=options.size,
+        negative_prompt=options.negative_prompt,
+        regions=tuple(regions),
+        pose=guide,
+        edges=Edges(options.edges),
+        steps=options.steps,
+        guidance=options.guidance,
+        scheduler=options.scheduler,
+        scheduler_options=options.scheduler_options,
+        precision=Precision(options.precision),
+    )
+    return scene, dataclasses.replace(options, regions=[*map(_region_options, regions)], rewrite=None, layout=None)
+
+
+def check_scene(scene: Scene, base: Base, source: str) -> None:
+    """Whether a base can make a scene.
+
+    Raises:
+        OptionsError: sizes that do not fit and concept tokens it does not know, together.
+    """
+    names = ("size, width", "size, height")
+    multiple = base.topology.size_multiple
+    problems = [side_problem(name, side, multiple) for name, side in zip(names, scene.size or ())]
+    known = base.vocabulary.tokens
+    unknown = dict.fromkeys(word for prompt in scene.prompts for word in base.vocabulary.unknown_in(prompt))
+    listed = ", ".join(known) if known else "none; fuse concepts into the model, or name concept files in 'concepts'"
+    problems += [f"{word} is no concept token of model '{base.source}'; known: {listed}" for word in unknown]
+    if any(problems):
+        raise OptionsError(source, [problem for problem in problems if problem])
+
+
+def _source_of(options: SceneOptions) -> str:
+    return "rewrite" if options.rewrite else "layout" if options.layout else "regions"
+
+
+def _regions(options: SceneOptions) -> list[Region]:
+    negative = options.negative_prompt
+    if options.rewrite:
+        return parse_regions(options.rewrite, "rewrite")
+    if options.layout:
+        return read_layout(options.layout, negative_prompt=negative)
+    if options.size is None:
+        return []
+    regions = []
+    for region in options.regions:
+        own = negative if region.negative_prompt is None else region.negative_prompt
+        box = PixelBox.from_numbers(region.box, options.size)
+        regions.append(Region(box, region.prompt, own, region.base_ratio))
+    return regions
+
+
+def _region_options(region: Region) -> RegionOptions:
+    box = cast(PixelBox, region.area)  # options know no other areas
+    return RegionOptions(box.numbers, region.prompt, region.negative_prompt, region.base_ratio)
+
+
+def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | None, SceneOptions]:
+    """The pose as a picture of the scene's size, and options that hold it without a file."""
+    pose = options.pose
+    if pose is None:
+        return None, options
+    if pose.image is not None or pose.png is not None:
+        picture = fit_picture(read_picture(pose.image) if pose.image else _decoded(pose.png or ""), size)
+        if picture.getbbox() is None:
+            raise MixshowError(f"{pose.image or 'png'}: expected a picture of at least one person, found only black")
+        kept: dict[str, Any] = {"png": _encoded(picture)}
+    else:
+        people, canvas = read_people(pose.json) if pose.json is not None else _people(pose)
+        people = fit_people(people, canvas, size)
+        if not anyone_inside(people, size):
+            raise MixshowError(
+                f"{pose.json or 'people'}: expected at least one person with visible key points inside the picture of "
+                f"{size[0]}x{size[1]} pixels, found none"
+            )
+        picture = draw_openpose(people, size)
+        kept = {"people": [person.tolist() for person in people]}
+    bare = dataclasses.replace(pose, image=None, json=None, people=None, png=None)
+    return PoseGuide(picture, pose.weight, pose.span), dataclasses.replace(
+        options, pose=dataclasses.replace(bare, **kept)
+    )
+
+
+def _people(pose: PoseOptions) -> tuple[list[np.ndarray], tuple[int, int] | None]:
+    """People given in the options, and their canvas: (1, 1) for fractions, None for pixels."""
+    people = []
+    for i, points in enumerate(pose.people or []):
+        try:
+            people.append(person_of(points))
+        except ValueError as error:
+            raise MixshowError(f"people[{i}]: {error}") from error
+    return people, (1, 1) if max(person[:, :2].max() for person in people) <= 1 else None
+
+
+def _encoded(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _decoded(text: str) -> Image.Image:
+    try:
+        return read_picture(io.BytesIO(base64.b64decode(text, validate=True)))
+    except (binascii.Error, ValueError) as error:
+        raise MixshowError(f"png: expected a PNG picture in base64, found something else ({error})") from error

@@ -1,0 +1,75 @@
+"""The denoising loop: classifier-free guidance over any scheduler of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from mixshow.edlora.layerwise import layerwise_states
+from mixshow.models import Base
+from mixshow.sampling.conditions import Condition
+from mixshow.sampling.precision import Precision, autocast
+
+Callback = Callable[[dict[str, Any]], object]
+
+
+@torch.no_grad()
+def denoise(
+    base: Base,
+    scheduler: SchedulerMixin,
+    latents: Tensor,
+    states: Tensor,
+    negative_states: Tensor | None = None,
+    *,
+    guidance: float = 1.0,
+    condition: Condition | None = None,
+    callback: Callback | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    precision: Precision = Precision.FP32,
+) -> Tensor:
+    """From start noise to latents of pictures.
+
+    Args:
+        scheduler: with its timesteps set; it keeps state, so set them again before another call.
+        latents: start noise of unit variance, `[batch, channels, height, width]`.
+        states: text states, `[batch, layers, tokens, width]` (or `[batch, tokens, width]`, the same for all layers).
+        negative_states: what guidance leads away from, of the same shape. None, or a guidance of 1: not computed.
+        guidance: the factor on the difference between the two predictions (classifier-free, arXiv 2207.12598).
+        condition: adapter features that are added inside the UNet's down blocks, in both halves.
+        callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`.
+        generators: one per picture, for schedulers that add noise; without, these draw from torch's global one.
+        precision: what the UNet computes in; latents stay in the type they came in.
+
+    Returns:
+        Denoised latents, shaped like `latents`.
+    """
+    guided = negative_states is not None and guidance != 1.0
+    unet = base.unet
+    batch = len(latents)
+    text = (torch.cat([negative_states, states]) if guided else states).to(unet.dtype)  # type: ignore[list-item]
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    keywords = {"generator": list(generators)} if takes_generator and generators is not None else {}
+    steps = len(scheduler.timesteps)
+    latents = latents * scheduler.init_noise_sigma
+    with layerwise_states(unet):
+        for step, timestep in enumerate(scheduler.timesteps):
+            halves = torch.cat([latents, latents]) if guided else latents
+            halves = scheduler.scale_model_input(halves, timestep).to(unet.dtype)
+            added = None if condition is None else condition.features_at(step, steps, len(halves))
+            with autocast(latents.device, precision):
+                noise = unet(
+                    halves, timestep, encoder_hidden_states=text, down_intrablock_additional_residuals=added
+                ).sample
+            noise = noise.to(latents.dtype)
+            if guided:
+                away, towards = noise[:batch], noise[batch:]
+                noise = away + guidance * (towards - away)
+            latents = scheduler.step(noise, timestep, latents, **keywords).prev_sample
+            if callback is not None:
+                callback({"step": step, "steps": steps, "timestep": timestep, "latents": latents})
+    return latents

@@ -1,0 +1,155 @@
+"""Pictures of prompts: start noise from each picture's own seed, denoising, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mixshow.core.errors import MixshowError
+from mixshow.core.seeding import torch_generator
+from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.sampling.conditions import Condition
+from mixshow.sampling.denoise import Callback, denoise
+from mixshow.sampling.precision import Precision
+
+DEFAULT_SCHEDULER = "DPMSolverMultistepScheduler"
+
+
+@torch.no_grad()
+def sample(
+    base: Base,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    negative_prompt: str = "",
+    width: int | None = None,
+    height: int | None = None,
+    steps: int = 25,
+    guidance: float = 7.5,
+    scheduler: str = DEFAULT_SCHEDULER,
+    scheduler_options: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    condition: Condition | None = None,
+    callback: Callback | None = None,
+    precision: Precision = Precision.AUTO,
+) -> list[Image.Image]:
+    """Make one picture per prompt and seed.
+
+    Args:
+        prompts: one per picture, concept tokens written as the base's vocabulary knows them.
+        seeds: one per picture. A picture depends on its own seed, not on the batch it is made in.
+        width: pixels; default: the base's native side.
+        height: pixels; default: the base's native side.
+        scheduler: a scheduler class of diffusers, with `scheduler_options`.
+        batch_size: pictures denoised together.
+        condition: adapter features, of one picture for all or of one per prompt.
+        callback: see `denoise`.
+
+    Returns:
+        RGB pictures in the order of the prompts.
+
+    Raises:
+        MixshowError: the size does not fit the base, or there is no such scheduler or option.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"one seed per prompt: {len(prompts)} prompts, {len(seeds)} seeds")
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), batch_size):
+        chosen = slice(start, start + batch_size)
+        states = encode_prompts(base, prompts[chosen])
+        pictures += pictures_of_states(
+            base,
+            states,
+            encode_prompts(base, [negative_prompt]).expand_as(states) if guidance != 1 else None,
+            seeds=seeds[chosen],
+            width=width,
+            height=height,
+            steps=steps,
+            guidance=guidance,
+            scheduler=scheduler,
+            scheduler_options=scheduler_options,
+            condition=condition and condition.part(start, start + batch_size),
+            callback=callback,
+            precision=precision,
+        )
+    return pictures
+
+
+@torch.no_grad()
+def pictures_of_states(
+    base: Base,
+    states: Tensor,
+    negative_states: Tensor | None,
+    *,
+    seeds: Sequence[int],
+    width: int | None,
+    height: int | None,
+    steps: int,
+    guidance: float,
+    scheduler: str,
+    scheduler_options: Mapping[str, Any] | None = None,
+    condition: Condition | None = None,
+    callback: Callback | None = None,
+    precision: Precision = Precision.AUTO,
+) -> list[Image.Image]:
+    """One batch of `sample`, from text states `[batch, layers, tokens, width]`."""
+    sampler = make_scheduler(base, scheduler, **(scheduler_options or {}))
+    sampler.set_timesteps(steps, device=base.device)
+    latents = denoise(
+        base,
+        sampler,
+        start_noise(base, seeds, *latent_size(base, width, height)),
+        states,
+        negative_states,
+        guidance=guidance,
+        condition=condition,
+        callback=callback,
+        generators=step_generators(seeds),
+        precision=precision,
+    )
+    return to_pictures(base.decode_latents(latents))
+
+
+def latent_size(base: Base, width: int | None = None, height: int | None = None) -> tuple[int, int]:
+    """Height and width in latent positions of a picture of `width` x `height` pixels (default: the native side).
+
+    Raises:
+        MixshowError: a side is no multiple of what the base can make.
+    """
+    topology = base.topology
+    native = topology.sample_size * topology.latent_factor
+    for name, side in (("width", width), ("height", height)):
+        problem = side_problem(name, native if side is None else side, topology.size_multiple)
+        if problem:
+            raise MixshowError(problem)
+    return (height or native) // topology.latent_factor, (width or native) // topology.latent_factor
+
+
+def side_problem(name: str, side: int, multiple: int) -> str | None:
+    """What is wrong with a picture's side, in pixels; None when nothing is."""
+    if side > 0 and side % multiple == 0:
+        return None
+    near = max(multiple, round(side / multiple) * multiple)
+    return f"{name}: expected a multiple of {multiple} pixels for this base, found {side}; the nearest is {near}"
+
+
+def start_noise(base: Base, seeds: Sequence[int], height: int, width: int) -> Tensor:
+    """Start noise `[seeds, channels, height, width]` in latent positions, each picture's from its own seed."""
+    shape = (base.topology.latent_channels, height, width)
+    noise = [torch.randn(shape, generator=torch_generator(seed, "start noise")) for seed in seeds]
+    return torch.stack(noise).to(base.device)
+
+
+def step_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """For each picture, the generator of the noise that some schedulers add at every step."""
+    return [torch_generator(seed, "step noise") for seed in seeds]
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """RGB pictures of `[batch, 3, height, width]` in -1..1."""
+    values = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(value) for value in values]

@@ -1,0 +1,122 @@
+"""Regions of a picture: where they are, and what share of every position each of them has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Edges(Enum):
+    """How a box ends inside a coarse position.
+
+    `HARD`: positions that lie wholly inside belong to the box, others do not (published behaviour; a small box has no
+    position at all in the coarsest layers). `SOFT`: a position belongs to the box by the share of it that lies inside.
+    """
+
+    HARD = "hard"
+    SOFT = "soft"
+
+
+class Area(Protocol):
+    """Some part of a picture: a box, or anything else that can say how much of each position it covers."""
+
+    def coverage(self, rows: int, columns: int, size: tuple[int, int], edges: Edges) -> Tensor:
+        """How much of each position is covered: `[rows, columns]`, float64, 0 to 1; `size` in pixels."""
+        ...
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """What is wrong with it in a picture of `size` (width, height) pixels; None when nothing is."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelBox:
+    """A box in pixels of the picture; right and bottom are the first pixels outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float], size: tuple[int, int]) -> PixelBox:
+        """A box of `[left, top, right, bottom]`.
+
+        Args:
+            numbers: fractions of the picture when none is above 1, otherwise pixels.
+            size: (width, height) of the picture in pixels.
+        """
+        factors = (*size, *size) if max(numbers) <= 1 else (1, 1, 1, 1)
+        return cls(*(round(number * factor) for number, factor in zip(numbers, factors)))
+
+    @classmethod
+    def from_published(cls, numbers: Sequence[int]) -> PixelBox:
+        """A box in the order of Mix-of-Show's files, `[top, left, bottom, right]` in pixels."""
+        top, left, bottom, right = numbers
+        return cls(left, top, right, bottom)
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """`(left, top, right, bottom)`"""
+        return float(self.left), float(self.top), float(self.right), float(self.bottom)
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """See `Area`."""
+        place = f"[left {self.left}, top {self.top}, right {self.right}, bottom {self.bottom}]"
+        if self.right <= self.left or self.bottom <= self.top:
+            return f"{place} has no area; expected left < right and top < bottom"
+        if self.left < 0 or self.top < 0 or self.right > size[0] or self.bottom > size[1]:
+            return f"{place} is not inside the picture of {size[0]}x{size[1]} pixels"
+        return None
+
+    def coverage(self, rows: int, columns: int, size: tuple[int, int], edges: Edges) -> Tensor:
+        """See `Area`."""
+        vertical = _covered(self.top, self.bottom, size[1], rows, edges)
+        horizontal = _covered(self.left, self.right, size[0], columns, edges)
+        return vertical[:, None] * horizontal
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A part of the picture with its own prompt.
+
+    Attributes:
+        negative_prompt: what guidance leads away from inside the region.
+        base_ratio: part of the attention that stays with the scene's prompt, 0.0 to 1.0.
+    """
+
+    area: Area
+    prompt: str
+    negative_prompt: str = ""
+    base_ratio: float = 0.0
+
+
+def region_shares(
+    regions: Sequence[Region], rows: int, columns: int, size: tuple[int, int], edges: Edges = Edges.HARD
+) -> Tensor:
+    """The share each region has of each position; overlapping regions divide it between them.
+
+    Args:
+        size: (width, height) of the picture in pixels.
+
+    Returns:
+        `[1 + regions, rows, columns]` in float64; the first is what is left to the background. Sums to one.
+    """
+    if not regions:
+        return torch.ones(1, rows, columns, dtype=torch.float64)
+    covered = torch.stack([region.area.coverage(rows, columns, size, edges) for region in regions])
+    total = covered.sum(0)
+    return torch.cat([(1 - total).clamp(min=0)[None], covered / total.clamp(min=1)])
+
+
+def _covered(start: int, end: int, length: int, positions: int, edges: Edges) -> Tensor:
+    """Coverage of the positions along one side by the pixels from `start` to `end` of `length`."""
+    edge = torch.arange(positions + 1, dtype=torch.float64) * length  # in units of 1 / positions pixels: exact
+    overlap = edge[1:].clamp(max=end * positions) - edge[:-1].clamp(min=start * positions)
+    share = overlap.clamp(min=0) / length
+    return share if edges is Edges.SOFT else (share == 1).double()

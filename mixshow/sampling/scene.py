@@ -1,0 +1,63 @@
+"""A scene as a value: everything that is in one picture, and how it is sampled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from mixshow.sampling.generate import DEFAULT_SCHEDULER
+from mixshow.sampling.precision import Precision
+from mixshow.sampling.regions import Edges, Region
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseGuide:
+    """A condition picture for an adapter.
+
+    Attributes:
+        picture: of the scene's size.
+        weight: factor on the adapter's features.
+        span: part of the steps in which they count, from 0.0 to 1.0.
+    """
+
+    picture: Image.Image
+    weight: float = 1.0
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What to compose.
+
+    Attributes:
+        prompt: for the whole picture; what no region covers attends to it.
+        size: (width, height) in pixels; None, the base's native square, only without regions and pose.
+        regions: parts of the picture with their own prompts.
+        pose: layout guide, or None.
+        edges: how boxes end inside coarse positions.
+    """
+
+    prompt: str
+    size: tuple[int, int] | None = None
+    negative_prompt: str = ""
+    regions: tuple[Region, ...] = ()
+    pose: PoseGuide | None = None
+    edges: Edges = Edges.HARD
+    steps: int = 25
+    guidance: float = 7.5
+    scheduler: str = DEFAULT_SCHEDULER
+    scheduler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    precision: Precision = Precision.AUTO
+
+    def __post_init__(self) -> None:
+        if self.size is None and (self.regions or self.pose):
+            raise ValueError("a scene with regions or a pose needs a size")
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts, negative ones too."""
+        own = [prompt for region in self.regions for prompt in (region.prompt, region.negative_prompt)]
+        return [self.prompt, self.negative_prompt, *own]

@@ -1,0 +1,231 @@
+"""`mixshow compose` and `mixshow sample`, through the real entry point on a tiny random base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mixshow.cli.main import main
+from mixshow.cli.sample import parse_seeds
+from mixshow.core.errors import MixshowError
+from mixshow.core.seeding import derived_seed
+from mixshow.edlora.concept import save_concept
+from mixshow.models import Base
+from mixshow.sampling.pictures import picture_grid, read_about
+from tests.tiny import tiny_adapter, tiny_concept
+
+OPTIONS = Path(__file__).resolve().parents[2] / "options" / "compose"
+PERSON = [[20 + 3 * i, 10 + 2 * i] for i in range(18)]
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    tiny_adapter(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def scene(tiny_folder: Path, adapter_folder: Path, tmp_path: Path) -> dict:
+    """A small scene that works."""
+    return {
+        "model": str(tiny_folder),
+        "size": [128, 64],
+        "prompt": "a picture of the beach",
+        "pose": {"people": [PERSON], "adapter": str(adapter_folder)},
+        "regions": [{"box": [0, 0, 0.5, 1], "prompt": "a boy"}, {"box": [0.5, 0, 1, 1], "prompt": "a girl"}],
+        "steps": 2,
+        "guidance": 3,
+        "output": str(tmp_path / "scene.png"),
+    }
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Callable[..., int]:
+    def run(scene: dict, *overrides: str) -> int:
+        path = tmp_path / "scene.yml"
+        path.write_text(yaml.safe_dump(scene))
+        return main(["compose", str(path), *overrides])
+
+    return run
+
+
+def same(first: Path, second: Path) -> bool:
+    return np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
+
+
+def test_a_picture_is_made_again_from_itself(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    pose = tmp_path / "pose.json"
+    pose.write_text(json.dumps({"people": [{"pose_keypoints_2d": [v for p in PERSON for v in (*p, 0.9)]}]}))
+    scene["pose"].update(json=str(pose))
+    del scene["pose"]["people"]
+    assert compose(scene, "seeds=[3,4,5]", "batch_size=2", "grid=true") == 0
+    pose.unlink()
+    names = ["scene_seed3.png", "scene_seed4.png", "scene_seed5.png", "scene_grid.png"]
+    assert all((tmp_path / name).is_file() for name in names)
+    picture = tmp_path / "scene_seed4.png"
+    assert main(["compose", str(picture)]) == 0
+    assert same(picture, tmp_path / "scene_seed4_again.png")
+    assert not same(picture, tmp_path / "scene_seed3.png")
+    about, again = read_about(picture), read_about(tmp_path / "scene_seed4_again.png")
+    assert about == again
+    assert about["seed"] == 4
+    assert about["scene"]["regions"][1]["box"] == [64, 0, 128, 64]
+    assert len(about["scene"]["pose"]["people"][0]) == 18
+
+
+def test_a_pose_picture_travels_in_the_metadata(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    drawing = tmp_path / "pose.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 128, 3), dtype=np.uint8)).save(drawing)
+    scene["pose"] = {"image": str(drawing), "adapter": scene["pose"]["adapter"]}
+    assert compose(scene) == 0
+    drawing.unlink()
+    assert main(["compose", str(tmp_path / "scene.png"), f"output={tmp_path / 'other.png'}"]) == 0
+    assert same(tmp_path / "scene.png", tmp_path / "other.png")
+
+
+@pytest.mark.parametrize("source", ["rewrite", "layout"])
+def test_published_regions_make_the_same_picture(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, source: str
+) -> None:
+    assert compose(scene) == 0
+    ours = (tmp_path / "scene.png").rename(tmp_path / "ours.png")
+    layout = tmp_path / "layout.txt"
+    layout.write_text("char1='a boy' box1='[0, 0, 64, 64]'\nchar2='a girl'\nbox2='[0, 64, 64, 128]'\n")
+    del scene["regions"]
+    scene["layout"] = str(layout)
+    if source == "rewrite":
+        del scene["layout"]
+        scene["rewrite"] = "[a boy]-*-[]-*-[0, 0, 64, 64]|[a girl]-*-[]-*-[0, 64, 64, 128]"
+    assert compose(scene) == 0
+    assert same(ours, tmp_path / "scene.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        ({"regions": [{"box": [0, 0, 200, 64], "prompt": "a"}]}, ["regions[0].box", "inside the picture of 128x64"]),
+        ({"regions": [{"box": [0.5, 0, 0.2, 1], "prompt": "a"}]}, ["regions[0].box", "no area"]),
+        ({"regions": [{"box": [0.5, 0, 1.2, 1], "prompt": "a"}]}, ["regions[0].box", "fractions from 0 to 1"]),
+        ({"regions": [{"box": [-1, 0, 5, 5], "prompt": "a"}]}, ["regions[0].box", "not inside"]),
+        ({"regions": [{"boxes": 1}]}, ["boxes: unknown option; did you mean 'box'?", "box: missing"]),
+        ({"rewrite": "[a]-*-[]-*-[1, 2", "regions": []}, ["rewrite, column"]),
+        ({"rewrite": "[a]-*-[]-*-[0, 0, 1, 1]"}, ["regions from one place"]),
+        ({"layout": "nowhere.txt", "regions": []}, ["nowhere.txt"]),
+        ({"prompt": "a <pop1>"}, ["<pop1> is no concept token", "known: none"]),
+        ({"size": [100, 60]}, ["width: expected a multiple of 64", "height: expected a multiple of 64"]),
+        ({"size": None}, ["size: expected [width, height]"]),
+        ({"pose": {"people": []}}, ["pose.people: expected at least one person"]),
+        ({"pose": {"people": [[[1, 2]]]}}, ["pose: people[0]: expected 18 key points, found 1"]),
+        ({"pose": {"people": [[[900, 900]] * 18]}}, ["pose: people", "inside the picture of 128x64"]),
+        ({"pose": {}}, ["expected one of image, json and people, found none"]),
+        ({"pose": {"json": "nowhere.json"}}, ["pose: nowhere.json"]),
+        ({"pose": {"image": "nowhere.png"}}, ["pose: nowhere.png: no such picture"]),
+        ({"pose": {"png": "AAAA"}}, ["pose: "]),
+        ({"pose": {"people": [PERSON], "adapter": "./nowhere"}}, ["pose.adapter", "no such folder"]),
+        ({"model": "./nowhere", "concepts": ["lost.pth"]}, ["model: ", "concepts[0]: lost.pth: no such"]),
+        ({"scheduler": "DPMSolverMultistop"}, ["scheduler", "did you mean 'DPMSolverMultistepScheduler'"]),
+        ({"steps": 0, "seeds": [], "output": "a.jpg"}, ["steps: ", "seeds: ", "output: "]),
+        ({"device": "abacus"}, ["device: expected"]),
+    ],
+)  # fmt: skip
+def test_bad_input(
+    compose: Callable[..., int],
+    scene: dict,
+    tmp_path: Path,
+    change: dict,
+    messages: list[str],
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert compose(scene | change) == 2
+    said = capsys.readouterr().err
+    for message in messages:
+        assert message in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("*.p*"))  # no picture, nothing partial
+
+
+def test_a_black_or_broken_pose_picture(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pose = tmp_path / "pose.png"
+    Image.new("RGB", (128, 64)).save(pose)
+    scene["pose"] = {"image": str(pose), "adapter": scene["pose"]["adapter"]}
+    assert compose(scene) == 2
+    assert "at least one person" in capsys.readouterr().err
+    pose.write_bytes(pose.read_bytes()[:40])
+    assert compose(scene) == 2
+    assert "truncated" in capsys.readouterr().err
+
+
+def test_pictures_without_a_scene_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture = tmp_path / "photo.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    assert main(["compose", str(picture)]) == 2
+    assert "no scene in its metadata" in capsys.readouterr().err
+
+
+def test_sample_with_a_concept_file(tiny: Base, tiny_folder: Path, tmp_path: Path) -> None:
+    concept = tmp_path / "pip.safetensors"
+    save_concept(tiny_concept(tiny, "pip"), concept)
+    command = ["sample", "a <pip1> <pip2>", "steps=2", "--model", str(tiny_folder), "--concept", str(concept)]
+    assert main([*command, "--seeds", "0-1", "--out", str(tmp_path / "a.png")]) == 0
+    assert main([*command, "--strength", "0", "--out", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "a_grid.png").is_file()
+    assert not same(tmp_path / "a_seed0.png", tmp_path / "b.png")
+    assert main(["compose", str(tmp_path / "a_seed0.png")]) == 0
+    assert same(tmp_path / "a_seed0.png", tmp_path / "a_seed0_again.png")
+
+
+def test_sample_s_mistakes(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["sample", "a <pip1>", "--model", str(tiny_folder), "--out", str(tmp_path / "a.png")]
+    assert main([*command, "--seeds", "3-x"]) == 2
+    assert main([*command, "--strength", "1"]) == 2
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "--seeds" in said and "strengths: expected one per concept" in said and "<pip1> is no concept token" in said
+
+
+def test_seed_lists() -> None:
+    assert parse_seeds("1, 5,7-9") == [1, 5, 7, 8, 9]
+    with pytest.raises(MixshowError):
+        parse_seeds("5-3")
+
+
+def test_grids_have_room_for_every_picture() -> None:
+    images = [Image.new("RGB", (40, 20), (i, 0, 0)) for i in range(5)]
+    grid = picture_grid(images, 3, ["a label that is much too long"] * 5)
+    assert grid.width == 3 * 44 + 4
+    places = [(4 + 44 * (i % 3) + 20, grid.height * (1 + 2 * (i // 3)) // 4 + 8) for i in range(5)]
+    assert [grid.getpixel(place)[0] for place in places] == list(range(5))
+    assert picture_grid(images[:1], 3).size == (48, 28)
+
+
+def test_every_options_file_runs(
+    tiny: Base, tiny_folder: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(OPTIONS.glob("*.yml"))
+    assert len(files) == 2
+    (tmp_path / "options").symlink_to(OPTIONS.parent)
+    (tmp_path / "data" / "poses").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        options = yaml.safe_load(file.read_text())
+        Image.new("RGB", options["size"], "white").save(tmp_path / "data" / "poses" / "three.png")
+        names = [region["prompt"].split("<")[1].split("1>")[0] for region in options["regions"]]
+        concepts = []
+        for name in names:
+            concepts.append(tmp_path / f"{name}.safetensors")
+            save_concept(tiny_concept(tiny, name, seed=derived_seed(0, name)), concepts[-1])
+        overrides = [
+            f"model={tiny_folder}", f"concepts=[{','.join(map(str, concepts))}]", f"pose.adapter={adapter_folder}",
+            "steps=1", "seeds=[0]", "output=out.png",
+        ]  # fmt: skip
+        assert main(["compose", str(file), *overrides]) == 0
+        assert Image.open(tmp_path / "out.png").size == tuple(options["size"])
