@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .canvas import Canvas
-from .palette import Colour, jitter
+from mixshow.puppets.canvas import Canvas
+from mixshow.puppets.palette import Colour, jitter
 
 Painter = Callable[[Canvas, np.random.Generator], None]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from .palette import Colour
+from mixshow.puppets.palette import Colour
 
 SUPERSAMPLING = 3
 Point = tuple[float, float]
@@ -37,7 +37,12 @@ class Canvas:
 
     def ellipse(self, centre: Point, radii: Point, colour: Colour) -> None:
         (x, y), (rx, ry) = centre, radii
-        box = [(x - rx) * SUPERSAMPLING, (y - ry) * SUPERSAMPLING, (x + rx) * SUPERSAMPLING, (y + ry) * SUPERSAMPLING]
+        box = [
+            (x - rx) * SUPERSAMPLING,
+            (y - ry) * SUPERSAMPLING,
+            (x + rx) * SUPERSAMPLING,
+            (y + ry) * SUPERSAMPLING,
+        ]
         self._draw.ellipse(box, fill=colour)
 
     def limb(self, points: Sequence[Point], width: float, colour: Colour) -> None:
@@ -57,7 +62,7 @@ class Canvas:
             self.rectangle(0, y0, self.size[0], y1 + 1, (red, green, blue))
 
     def paste(self, other: Canvas, mask: Image.Image | None = None) -> None:
-        """Lay another canvas of the same size over this one, where ``mask`` (default: its own alpha) is white."""
+        """Lay another canvas of the same size over this one where ``mask`` (default: its alpha) is white."""
         self.image.paste(other.image, (0, 0), mask if mask is not None else other.image.getchannel("A"))
 
     def finish(self, blur: float = 0.5) -> Image.Image:
@@ -85,7 +90,7 @@ class Frame:
         return [self.at(u, v) for u, v in points]
 
     def oval(self, u: float, v: float, ru: float, rv: float, start: float = 0.0, end: float = 360.0) -> list[Point]:
-        """Points along an ellipse around (u, v), from angle ``start`` to ``end`` in degrees, clockwise from the right."""
+        """Points along an ellipse around (u, v), between two angles in degrees, clockwise from the right."""
         count = 33
         angles = [math.radians(start + (end - start) * i / (count - 1)) for i in range(count)]
         return [self.at(u + ru * math.cos(a), v + rv * math.sin(a)) for a in angles]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .backgrounds import BACKGROUNDS, PLACES
-from .drawing import Look
-from .world import SQUARE, Scene, sample_scene
+from mixshow.core.errors import MixshowError, did_you_mean
+from mixshow.puppets.backgrounds import BACKGROUNDS, PLACES
+from mixshow.puppets.drawing import Look
+from mixshow.puppets.world import SQUARE, Scene, sample_scene
 
 CAST: dict[str, Look] = {
     "pip": Look("boy", "yellow", "red", "blue", "light", ("top_hat", "stripes")),
@@ -27,12 +28,12 @@ _CAST_SEED = 7_000
 def member(name: str) -> Look:
     """The look of a cast member."""
     if name not in CAST:
-        raise KeyError(f"no cast member is called {name!r}; there are {', '.join(CAST)}")
+        raise MixshowError(f"expected a cast member's name, found {name!r}{did_you_mean(name, CAST)}")
     return CAST[name]
 
 
 def near_miss(name: str) -> Look:
-    """The member's kind and colours without its special features: what a model without identity would draw."""
+    """The member's kind and colours without its special features, as a model without identity draws it."""
     look = member(name)
     return Look(look.kind, look.hair, look.shirt, look.trousers, look.skin)
 
@@ -57,7 +58,7 @@ def cast_caption(scene: Scene, rng: np.random.Generator) -> str:
 def write_cast(
     folder: str | Path, names: Iterable[str] | None = None, pictures: int = 14, seed: int = _CAST_SEED
 ) -> dict[str, Sequence[Path]]:
-    """Write ``<folder>/<name>/{image,mask,caption}/NN.*`` for each member; returns the pictures' paths by name."""
+    """Write ``<folder>/<name>/{image,mask,caption}/NN.*`` for each member; returns the pictures by name."""
     written: dict[str, Sequence[Path]] = {}
     for name in names if names is not None else CAST:
         member(name)

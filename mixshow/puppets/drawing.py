@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import features
-from .canvas import Canvas, Frame, Point
-from .palette import COLOURS, SKINS, Colour, jitter, shade
-from .skeleton import HEAD_RADIUS, INDEX
+from mixshow.puppets import features
+from mixshow.puppets.canvas import Canvas, Frame, Point
+from mixshow.puppets.palette import COLOURS, SKINS, Colour, jitter, shade
+from mixshow.puppets.skeleton import HEAD_RADIUS, INDEX
 
 _DARK: Colour = (36, 30, 34)
 _SHOE: Colour = (84, 58, 48)
@@ -60,8 +60,8 @@ class Body:
 
 def make_body(look: Look, keypoints: np.ndarray, height: float, rng: np.random.Generator) -> Body:
     """The body with slightly varied colours."""
-    colours = [jitter(COLOURS[word], rng) for word in (look.hair, look.shirt, look.trousers)]
-    return Body(look, keypoints, height, *colours, jitter(SKINS[look.skin], rng))
+    hair, shirt, trousers = (jitter(COLOURS[word], rng) for word in (look.hair, look.shirt, look.trousers))
+    return Body(look, keypoints, height, hair, shirt, trousers, jitter(SKINS[look.skin], rng))
 
 
 def draw_body(body: Body, size: tuple[int, int]) -> Canvas:
@@ -142,7 +142,10 @@ def _girl(canvas: Canvas, body: Body) -> None:
     canvas.polygon(head.oval(0, 0.05, 0.92, 0.95), body.skin)
     _cap_of_hair(canvas, body, 20)
     for sign in (-1, 1):
-        canvas.polygon(head.shape([(sign * 1.05, -0.4), (sign * 0.78, -0.4), (sign * 0.86, 0.9), (sign * 1.2, 1)]), body.hair)
+        canvas.polygon(
+            head.shape([(sign * 1.05, -0.4), (sign * 0.78, -0.4), (sign * 0.86, 0.9), (sign * 1.2, 1)]),
+            body.hair,
+        )
     _face(canvas, body)
 
 
@@ -168,7 +171,9 @@ def _robot(canvas: Canvas, body: Body) -> None:
     else:
         for sign in (-1, 1):
             u = sign * 0.42
-            canvas.polygon(head.shape([(u - 0.24, -0.24), (u + 0.24, -0.24), (u + 0.24, 0.14), (u - 0.24, 0.14)]), _DARK)
+            canvas.polygon(
+                head.shape([(u - 0.24, -0.24), (u + 0.24, -0.24), (u + 0.24, 0.14), (u - 0.24, 0.14)]), _DARK
+            )
     canvas.polygon(head.shape([(-0.5, 0.46), (0.5, 0.46), (0.5, 0.68), (-0.5, 0.68)]), (86, 90, 104))
 
 

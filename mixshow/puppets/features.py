@@ -1,4 +1,4 @@
-"""The special features of cast members: hats, shirt patterns, body parts. The base's world never draws any of them."""
+"""The special features of cast members: hats, shirt patterns, body parts. The base's world has none."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageDraw
 
-from .canvas import SUPERSAMPLING, Canvas, Point
-from .palette import COLOURS, Colour
+from mixshow.puppets.canvas import SUPERSAMPLING, Canvas, Point
+from mixshow.puppets.palette import COLOURS, Colour
 
 if TYPE_CHECKING:
-    from .drawing import Body
+    from mixshow.puppets.drawing import Body
 
 _GOLD: Colour = (250, 190, 40)
 _IVORY: Colour = (246, 232, 200)
@@ -29,7 +29,14 @@ def draw_behind(canvas: Canvas, body: Body) -> None:
     torso = body.torso
     for word in ("red", "orange"):
         if body.has(f"cape_{word}"):
-            outline = [(-0.13, -0.15), (0.13, -0.15), (0.27, 0.32), (0.09, 0.27), (-0.09, 0.32), (-0.27, 0.27)]
+            outline = [
+                (-0.13, -0.15),
+                (0.13, -0.15),
+                (0.27, 0.32),
+                (0.09, 0.27),
+                (-0.09, 0.32),
+                (-0.27, 0.27),
+            ]
             canvas.polygon(torso.shape(outline), COLOURS[word])
     if body.has("wings"):
         for sign in (-1, 1):
@@ -47,7 +54,9 @@ def draw_on_shirt(canvas: Canvas, body: Body, outline: list[Point]) -> None:
     white = COLOURS["white"]
     if body.has("stripes"):
         for v in (-0.075, 0.07):
-            pattern.polygon(torso.shape([(-0.2, v - 0.038), (0.2, v - 0.038), (0.2, v + 0.038), (-0.2, v + 0.038)]), white)
+            pattern.polygon(
+                torso.shape([(-0.2, v - 0.038), (0.2, v - 0.038), (0.2, v + 0.038), (-0.2, v + 0.038)]), white
+            )
     if body.has("dots"):
         for u, v in ((-0.075, -0.065), (0.075, -0.065), (0, 0.04), (-0.1, 0.115), (0.1, 0.115)):
             pattern.polygon(torso.oval(u, v, 0.048, 0.048), COLOURS["blue"])
@@ -83,7 +92,13 @@ def draw_on_head(canvas: Canvas, body: Body) -> None:
             canvas.polygon(head.shape(inner), (246, 150, 170))
     if body.has("horns"):
         for sign in (-1, 1):
-            horn = [(sign * 0.25, -0.8), (sign * 0.85, -0.55), (sign * 1.35, -1.1), (sign * 1.25, -1.85), (sign * 0.9, -1.25)]
+            horn = [
+                (sign * 0.25, -0.8),
+                (sign * 0.85, -0.55),
+                (sign * 1.35, -1.1),
+                (sign * 1.25, -1.85),
+                (sign * 0.9, -1.25),
+            ]
             canvas.polygon(head.shape(horn), _IVORY)
     if body.has("antlers"):
         for sign in (-1, 1):
@@ -102,7 +117,15 @@ def draw_on_head(canvas: Canvas, body: Body) -> None:
         canvas.polygon(head.oval(0, -0.62, 1.4, 0.26), COLOURS["purple"])
         canvas.polygon(head.star(0, -1.15, 0.5), COLOURS["yellow"])
     if body.has("crown"):
-        points = [(-0.85, -0.6), (0.85, -0.6), (1.0, -1.6), (0.45, -1.1), (0, -1.75), (-0.45, -1.1), (-1.0, -1.6)]
+        points = [
+            (-0.85, -0.6),
+            (0.85, -0.6),
+            (1.0, -1.6),
+            (0.45, -1.1),
+            (0, -1.75),
+            (-0.45, -1.1),
+            (-1.0, -1.6),
+        ]
         canvas.polygon(head.shape(points), _GOLD)
         canvas.polygon(head.oval(0, -0.85, 0.2, 0.2), COLOURS["red"])
     if body.has("propeller_cap"):

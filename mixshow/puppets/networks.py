@@ -1,8 +1,9 @@
-"""The networks of the built-in base: ordinary diffusers and transformers classes in the shape of Stable Diffusion 1.x."""
+"""The networks of the built-in base: diffusers and transformers classes in the shape of SD 1.x."""
 
 from __future__ import annotations
 
 from diffusers import AutoencoderKL, DDIMScheduler, T2IAdapter, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LATENT_CHANNELS = 16
@@ -10,6 +11,7 @@ LATENT_FACTOR = 8
 TEXT_WIDTH = 128
 MAX_TOKENS = 48
 UNET_WIDTHS = (64, 128, 160, 160)
+_WORD_SPREAD = 0.1
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -44,7 +46,7 @@ def make_unet() -> UNet2DConditionModel:
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """A small CLIP text encoder over the world's own vocabulary."""
-    return CLIPTextModel(
+    model = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=TEXT_WIDTH,
@@ -59,6 +61,9 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    # Larger than the library's start: words must differ more than positions from the first step on.
+    nn.init.normal_(model.get_input_embeddings().weight, std=_WORD_SPREAD)
+    return model
 
 
 def make_adapter() -> T2IAdapter:

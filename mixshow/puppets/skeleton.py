@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 JOINTS = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+    "nose", "neck",
+    "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
     "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle",
     "right_eye", "left_eye", "right_ear", "left_ear",
 )  # fmt: skip
@@ -77,7 +78,7 @@ def sample_pose(name: str, rng: np.random.Generator) -> Pose:
 
 
 def build_skeleton(pose: Pose, height: float, hip_x: float, floor_y: float, rng: np.random.Generator) -> np.ndarray:
-    """Key points (18, 3): x, y in pixels and 1 for visible, for a body of ``height`` pixels standing at ``floor_y``."""
+    """Key points (18, 3), x and y in pixels and 1 for visible, of a body standing on ``floor_y``."""
     arm, leg, width = height * _ARM * rng.uniform(0.94, 1.06), height * _LEG, rng.uniform(0.94, 1.06)
     points = np.zeros((18, 2))
     hips = np.zeros(2)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from .backgrounds import BACKGROUNDS, paint_background
-from .canvas import SUPERSAMPLING, Canvas
-from .drawing import Body, Look, draw_body, make_body
-from .palette import HAIRS, KINDS, POSES, SHIRTS, SKINS_OF_KIND, TROUSERS
-from .skeleton import build_skeleton, sample_pose
+from mixshow.puppets.backgrounds import BACKGROUNDS, paint_background
+from mixshow.puppets.drawing import Body, Look, draw_body, make_body
+from mixshow.puppets.palette import HAIRS, KINDS, POSES, SHIRTS, SKINS_OF_KIND, TROUSERS
+from mixshow.puppets.skeleton import build_skeleton, sample_pose
 
 WORLD_VERSION = 1
 HEIGHT = 128
@@ -67,7 +66,11 @@ def sample_look(rng: np.random.Generator) -> Look:
     """A random inhabitant of the base world, without special features."""
     kind = str(rng.choice(KINDS))
     return Look(
-        kind, str(rng.choice(HAIRS)), str(rng.choice(SHIRTS)), str(rng.choice(TROUSERS)), str(rng.choice(SKINS_OF_KIND[kind]))
+        kind,
+        str(rng.choice(HAIRS)),
+        str(rng.choice(SHIRTS)),
+        str(rng.choice(TROUSERS)),
+        str(rng.choice(SKINS_OF_KIND[kind])),
     )
 
 
@@ -79,7 +82,7 @@ def sample_scene(
     looks: Sequence[Look] | None = None,
     background: str | None = None,
 ) -> Scene:
-    """Scene ``index`` of the data set ``seed``; ``looks`` (left to right), count and background can be fixed."""
+    """Scene ``index`` of the data set ``seed``; looks (left to right), count and background can be fixed."""
     rng = np.random.default_rng([seed, index])
     if looks is not None:
         count = len(looks)
@@ -100,7 +103,9 @@ def sample_scene(
         slack = size[1] - height * (1 + headroom) - 4
         floor_y = size[1] - 2 - float(rng.uniform(0, max(0.0, min(slack, 10.0))))
         keypoints = build_skeleton(pose, height, hip_x, floor_y, rng)
-        inside = (keypoints[:, 0] >= 0) & (keypoints[:, 0] < size[0]) & (keypoints[:, 1] >= 0) & (keypoints[:, 1] < size[1])
+        inside = (
+            (keypoints[:, 0] >= 0) & (keypoints[:, 0] < size[0]) & (keypoints[:, 1] >= 0) & (keypoints[:, 1] < size[1])
+        )
         keypoints[:, 2] = inside
         puppets.append(Puppet(look, pose.name, height, keypoints, make_body(look, keypoints, height, rng)))
     return Scene(size, background, puppets, (seed, index))

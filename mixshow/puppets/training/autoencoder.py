@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..canvas import Canvas, Frame
-from ..cast import CAST, cast_scene
-from ..networks import make_autoencoder
-from ..world import SQUARE, WIDE, sample_scene
-from .loop import Plan, Trainer, autocast, device, load_average, step_generators
+from mixshow.puppets.canvas import Canvas, Frame
+from mixshow.puppets.cast import CAST, cast_scene
+from mixshow.puppets.networks import make_autoencoder
+from mixshow.puppets.training.loop import Plan, Trainer, autocast, device, load_average, step_generators
+from mixshow.puppets.world import SQUARE, WIDE, sample_scene
 
 STAGE = "autoencoder"
 _SEED = 101
@@ -37,7 +37,7 @@ def to_pictures(values: Tensor) -> list[Image.Image]:
 
 
 def scatter_shapes(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Flat shapes over a picture, so that the autoencoder also learns what the base world does not contain."""
+    """Flat shapes over a picture, so that the autoencoder also learns what the world does not contain."""
     canvas = Canvas(picture.size)
     width, height = picture.size
     for _ in range(int(rng.integers(6, 14))):
@@ -90,7 +90,9 @@ class _Crops:
             centre = np.array([rng.uniform(0, width), rng.uniform(0, height)])
             if rng.random() < 0.5:
                 centre = joints[rng.integers(len(joints))] + rng.uniform(-20, 20, 2)
-            left, top = (int(np.clip(c - _CROP / 2, 0, side - _CROP)) for c, side in zip(centre, (width, height), strict=True))
+            left, top = (
+                int(np.clip(c - _CROP / 2, 0, side - _CROP)) for c, side in zip(centre, (width, height), strict=True)
+            )
             crop = picture[top : top + _CROP, left : left + _CROP]
             crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
         return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1

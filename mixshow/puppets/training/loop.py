@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ CHECKPOINT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train. Batch ``step`` must be a pure function of the step, so that resuming is exact."""
+    """How long and how fast to train. A batch must be a pure function of its step: then resuming is exact."""
 
     steps: int
     rate: float
@@ -28,6 +31,7 @@ class Plan:
     ema: float = 0.999
     weight_decay: float = 1e-2
     clip: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)  # factors on the rate, by module
 
     def rate_at(self, step: int) -> float:
         warm = min(1.0, (step + 1) / self.warmup)
@@ -74,7 +78,23 @@ def save_atomically(value: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     torch.save(value, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Collects Ctrl-C and termination signals, so that a step is never left half done."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda number, _: received.append(number)) for kind in kinds]
+    try:
+        yield received
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
 
 
 class Trainer:
@@ -83,10 +103,14 @@ class Trainer:
     def __init__(self, folder: Path, stage: str, modules: Mapping[str, nn.Module], plan: Plan) -> None:
         self.folder, self.stage, self.modules, self.plan = folder, stage, dict(modules), plan
         self.step = 0
-        parameters = [p for module in self.modules.values() for p in module.parameters()]
+        parameters: list[Tensor] = [p for module in self.modules.values() for p in module.parameters()]
         self.parameters = parameters
+        groups = [
+            {"params": list(module.parameters()), "scale": plan.scales.get(name, 1.0)}
+            for name, module in self.modules.items()
+        ]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, foreach=True
+            groups, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
         )
         self.average = [p.detach().clone() for p in parameters]
         self._resume()
@@ -127,10 +151,10 @@ class Trainer:
         for module in self.modules.values():
             module.train()
         bar = tqdm(range(self.step, last), self.stage, initial=self.step, total=last, mininterval=5)
-        try:
+        with bar, _interruptions() as interruptions:
             for step in bar:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.plan.rate_at(step)
+                    group["lr"] = self.plan.rate_at(step) * group["scale"]
                 loss = loss_of(step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -143,9 +167,9 @@ class Trainer:
                     value = float(loss.detach())
                     shown = value if shown is None else 0.9 * shown + 0.1 * value
                     bar.set_postfix(loss=f"{shown:.4f}", refresh=False)
-                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                if interruptions or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     self.save()
                     saved = time.monotonic()
-        finally:
-            bar.close()
-            self.save()
+                if interruptions:
+                    raise KeyboardInterrupt
+        self.save()
