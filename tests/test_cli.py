@@ -24,7 +24,11 @@ def test_python_m_mixshow() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys; from mixshow.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys\nfrom mixshow.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -13,7 +13,10 @@ from mixshow.edlora.concept import Concept
 from mixshow.lycoris.network import create_network
 from mixshow.models.base import Base
 
-WORDS = "a photo of the in on at picture boy girl man dog toy puppet red blue hat beach rain , < >".split()
+WORDS = [
+    *("a", "photo", "of", "the", "in", "on", "at", "picture", "boy", "girl", "man", "dog", "toy", "puppet"),
+    *("red", "blue", "hat", "beach", "rain", ",", "<", ">"),
+]
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -62,7 +65,9 @@ def tiny_base(folder: Path, *, width: int = 16, seed: int = 0) -> Base:
         )  # fmt: skip
         for model in (text_encoder, unet, vae):
             model.eval().requires_grad_(False)
-            for module in model.modules():  # the last layers of some blocks start at zero; random ones can be told apart
+            for (
+                module
+            ) in model.modules():  # the last layers of some blocks start at zero; random ones can be told apart
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
                     module.weight.data.normal_(0, module.weight[0].numel() ** -0.5)
     scheduler = {

@@ -7,7 +7,8 @@ import errno
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.progress import set_up_logging
@@ -49,16 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mixshow: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("\nmixshow: stopped; finished files are whole, training resumes from its last checkpoint", file=sys.stderr)
+        print(
+            "\nmixshow: stopped; finished files are whole, training resumes from its last checkpoint", file=sys.stderr
+        )
         return EXIT_INTERRUPTED
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"mixshow: {error.filename or 'output'}: {error.strerror}; nothing half-written was kept", file=sys.stderr)
+        print(
+            f"mixshow: {error.filename or 'output'}: {error.strerror}; nothing half-written was kept", file=sys.stderr
+        )
         return EXIT_USER_ERROR
 
 
-def _parser(modules: dict) -> argparse.ArgumentParser:  # type: ignore[type-arg]
+def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mixshow", description="Train characters, fuse them into one Stable Diffusion model, compose scenes."
     )

@@ -47,7 +47,11 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 def load(
-    schema: type[SectionType], path: Path | str, overrides: Sequence[str] = (), *, values: Mapping[str, Any] | None = None
+    schema: type[SectionType],
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    values: Mapping[str, Any] | None = None,
 ) -> SectionType:
     """Read an options file.
 
@@ -68,7 +72,7 @@ def load(
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise OptionsError(str(path), [_first_line(error)]) from error
     assert isinstance(plain, dict)
-    return build(schema, plain, str(path))
+    return build(schema, {str(key): value for key, value in plain.items()}, str(path))
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
@@ -87,7 +91,9 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except (YAMLError, OmegaConfBaseException, OSError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        raise MixshowError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or _first_line(error)}") from error
+        raise MixshowError(
+            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or _first_line(error)}"
+        ) from error
     if not isinstance(contents, dict):
         raise MixshowError(f"{path}: expected a mapping of options, found {_describe(contents)}")
     return {str(key): value for key, value in contents.items()}
@@ -136,7 +142,7 @@ def _first_line(error: Exception) -> str:
 
 
 @cache
-def _hints(schema: type) -> dict[str, Any]:
+def _hints(schema: Any) -> dict[str, Any]:
     return typing.get_type_hints(schema)
 
 
@@ -170,7 +176,14 @@ def _join(where: str, name: str) -> str:
 
 
 def _describe(value: Any) -> str:
-    names = {bool: "true/false", int: "a whole number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+    names = {
+        bool: "true/false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "a mapping",
+    }
     if value is None:
         return "nothing"
     text = repr(value)

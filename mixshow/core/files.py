@@ -148,7 +148,7 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], Metadata]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned, because a memory-mapped tensor changes under us when the file is written again.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (no mapping)
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise MixshowError(

@@ -13,11 +13,14 @@ from PIL import Image
 from mixshow.core.files import write_text
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #222; background: #fff }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .9rem; border: 1px solid #ccc; text-align: left }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { padding: .3rem .9rem; border: 1px solid #ccc; text-align: left }
 td.number { text-align: right; font-variant-numeric: tabular-nums }
-figure { display: inline-block; margin: .5rem .5rem .5rem 0; vertical-align: top } figcaption { font-size: .85rem; color: #555; max-width: 40rem }
+figure { display: inline-block; margin: .5rem .5rem .5rem 0; vertical-align: top }
+figcaption { font-size: .85rem; color: #555; max-width: 40rem }
 img { max-width: 100%; image-rendering: auto; border: 1px solid #ddd }
 """
 

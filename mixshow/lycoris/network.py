@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -29,9 +29,12 @@ class Network(nn.Module):
         multiplier: strength of the whole network; 0 is the base itself.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], adapters: Mapping[str, Algorithm], multiplier: float = 1.0) -> None:
+    def __init__(
+        self, models: Mapping[str, nn.Module], adapters: Mapping[str, Algorithm], multiplier: float = 1.0
+    ) -> None:
         super().__init__()
-        self.adapters = nn.ModuleDict(dict(adapters))
+        self._registered = nn.ModuleDict(dict(adapters))
+        self.adapters: dict[str, Algorithm] = dict(adapters)
         self.multiplier = multiplier
         modules = modules_by_file_name(models)
         # In a plain dict, so that the base's modules do not become children of this module.
@@ -63,7 +66,7 @@ class Network(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _hook(self, adapter: Algorithm):  # type: ignore[no-untyped-def]
+    def _hook(self, adapter: Algorithm) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add_change(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if self.multiplier == 0:
                 return output
@@ -79,7 +82,9 @@ class Network(nn.Module):
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors of a network file, keys `<file name>.<tensor>`."""
-        return {f"{name}.{key}": tensor.detach() for name, a in self.adapters.items() for key, tensor in a.tensors().items()}
+        return {
+            f"{name}.{key}": tensor.detach() for name, a in self.adapters.items() for key, tensor in a.tensors().items()
+        }
 
     def parameters_of(self, prefix: str) -> list[nn.Parameter]:
         """Parameters of the adapters whose file names start with a prefix (`lora_te`, `lora_unet`)."""

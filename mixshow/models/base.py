@@ -88,7 +88,11 @@ class Base:
 
 
 def load_base(
-    source: str | Path, *, vae: str | Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    vae: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Base:
     """Load a base or a fused model, frozen and in evaluation mode.
 
@@ -157,13 +161,24 @@ def make_scheduler(base: Base, name: str = "DPMSolverMultistepScheduler", **over
     options = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
     for option in overrides:
         if option not in options:
-            raise MixshowError(f"scheduler option '{option}': {full_name} has no such option{did_you_mean(option, options)}")
+            raise MixshowError(
+                f"scheduler option '{option}': {full_name} has no such option{did_you_mean(option, options)}"
+            )
     return kind.from_config(dict(base.scheduler_config), **overrides)
 
 
 def built_in_folder(part: str = "base") -> Path:
     """Folder of a part of the built-in base's weights: `base`, `adapter`, ..."""
     return Path(str(resources.files("mixshow"))) / "puppets" / "weights" / part
+
+
+def check_source(source: str | Path) -> None:
+    """Whether `source` can name a base; loads nothing (a hub id may still turn out not to exist).
+
+    Raises:
+        MixshowError: it is neither the built-in base, nor a folder, nor like a hub id.
+    """
+    _place(source)
 
 
 def _place(source: str | Path) -> str:
@@ -177,7 +192,8 @@ def _place(source: str | Path) -> str:
     if looks_like_hub_id and not path.suffix:
         return str(source)
     raise MixshowError(
-        f"base '{source}': expected '{BUILT_IN}', a diffusers folder or a hub id such as 'name/model'; no such folder is there"
+        f"base '{source}': expected '{BUILT_IN}', a diffusers folder or a hub id such as 'name/model'; "
+        "no such folder is there"
     )
 
 

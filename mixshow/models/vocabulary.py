@@ -58,7 +58,7 @@ class ConceptVocabulary:
         for token in tokens:
             if token in entries:
                 raise MixshowError(
-                    f"concept token {token} is used twice; rename one of the concepts' tokens (as: in fuse options)"
+                    f"concept token {token} is used twice; rename one of the concepts' tokens (tokens: in fuse options)"
                 )
             entries[token] = tuple(f"<new{number + layer}>" for layer in range(layers))
             ids[token] = tuple(range(first_id, first_id + layers))

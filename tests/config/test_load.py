@@ -48,7 +48,9 @@ def test_values_and_defaults() -> None:
 
 
 def test_all_problems_are_reported_together() -> None:
-    text = problems_of({"part": {"rnk": 1, "rate": "quick", "mode": "best"}, "parts": [{"rank": 0}, 3], "box": [1], "flag": "yes"})
+    text = problems_of(
+        {"part": {"rnk": 1, "rate": "quick", "mode": "best"}, "parts": [{"rank": 0}, 3], "box": [1], "flag": "yes"}
+    )
     for expected in (
         "a.yml: output: missing; where to write",
         "part.rnk: unknown option; did you mean 'rank'?",

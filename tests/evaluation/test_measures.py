@@ -24,7 +24,9 @@ def test_share_of_outcomes() -> None:
 
 
 def test_psnr_of_a_known_error() -> None:
-    torch.testing.assert_close(psnr(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.02)), torch.full((2,), 40.0).double())
+    torch.testing.assert_close(
+        psnr(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.02)), torch.full((2,), 40.0).double()
+    )
 
 
 def test_a_page_is_one_file_with_escaped_text(tmp_path: Path) -> None:

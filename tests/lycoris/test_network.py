@@ -112,7 +112,7 @@ def test_low_rank_factors_are_the_delta(network: Network) -> None:
 
 
 def test_another_bases_file_is_refused(block: Block, network: Network) -> None:
-    tensors = {key: tensor for key, tensor in network.file_tensors().items()}
+    tensors = dict(network.file_tensors())
     with pytest.raises(MixshowError, match="names no module of this base"):
         load_network({"unet": block}, {"lora_unet_gone.lora_up.weight": torch.zeros(1, 1)})
     tensors["lora_unet_linear.lora_down.weight"] = torch.zeros(2, 9)

@@ -92,7 +92,10 @@ def test_published_vocabulary_form() -> None:
     assert vocabulary.bind("an <a1> <a2>, <b>", 2) == "an <new2> <new5>, <b>"
     assert vocabulary.unknown_in("an <a1> <b>") == ["<b>"]
     config = json.loads(json.dumps(vocabulary.to_config()))
-    assert config["<a2>"] == {"concept_token_ids": [103, 104, 105], "concept_token_names": ["<new3>", "<new4>", "<new5>"]}
+    assert config["<a2>"] == {
+        "concept_token_ids": [103, 104, 105],
+        "concept_token_names": ["<new3>", "<new4>", "<new5>"],
+    }
     assert ConceptVocabulary.from_config(config, "x") == vocabulary
 
 
