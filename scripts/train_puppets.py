@@ -24,21 +24,15 @@ def default_folder() -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--stage", choices=list(stages()), help="run only this stage (default: all, in order)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=list(stages()), help="run only this stage (default: all, in order)")
     parser.add_argument(
         "--out", type=Path, default=default_folder(), help="folder of checkpoints (default: %(default)s)"
     )
     parser.add_argument(
         "--weights", type=Path, default=WEIGHTS, help="where the stage export writes (default: %(default)s)"
     )
-    parser.add_argument(
-        "--steps-scale", type=float, default=1.0, help="multiplies every stage's steps and data"
-    )
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies every stage's steps and data")
     parser.add_argument("--steps", type=int, help="steps (scenes for latents) of the stage given by --stage")
     parser.add_argument("--threads", type=int, help="processor threads")
     arguments = parser.parse_args()

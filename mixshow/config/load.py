@@ -11,7 +11,6 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,11 +140,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-@cache
-def _hints(schema: Any) -> dict[str, Any]:
-    return typing.get_type_hints(schema)
-
-
 def _section(schema: type[SectionType], contents: Any, where: str, problems: list[str]) -> SectionType:
     """Build one section; appends to `problems` and then returns a value that must not be used."""
     if not isinstance(contents, Mapping):
@@ -157,11 +151,12 @@ def _section(schema: type[SectionType], contents: Any, where: str, problems: lis
         if key not in fields:
             problems.append(f"{_join(where, str(key))}: unknown option{did_you_mean(str(key), fields)}")
     values: dict[str, Any] = {}
+    hints = typing.get_type_hints(schema)
     for name, field in fields.items():
         given = contents.get(name, _MISSING)
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if given is not _MISSING:
-            values[name] = _value(_hints(schema)[name], given, _join(where, name), problems)
+            values[name] = _value(hints[name], given, _join(where, name), problems)
         elif not optional:
             problems.append(f"{_join(where, name)}: missing; {field.metadata.get('help', 'required')}")
     if len(problems) > before:
@@ -233,7 +228,8 @@ def _union(choices: Sequence[Any], given: Any, where: str, problems: list[str]) 
             return value
         attempts.append(found)
     # The choice of the right outer shape (a mapping for a section, say) explains the mistake best.
-    problems += max(attempts, key=lambda found: not found[0].startswith(f"{where}: expected"))
+    explained = [lines for lines in attempts if not lines[0].startswith(f"{where}: expected")]
+    problems += (explained or attempts)[0]
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from mixshow.config.load import Section, option
 
@@ -98,12 +98,10 @@ class NetworkOptions(Section):
 
     def problems(self) -> list[str]:
         found = _unless(self.rank > 0, f"rank: expected at least 1, found {self.rank}")
-        for model, words in (("text_encoder", TextPlacement), ("unet", UNetPlacement)):
+        for model, words in (("text_encoder", get_args(TextPlacement)), ("unet", get_args(UNetPlacement))):
             given = getattr(self, model)
-            if isinstance(given, PartOptions) and given.placement not in words.__args__:
-                found.append(
-                    f"{model}.placement: expected one of {', '.join(words.__args__)}, found '{given.placement}'"
-                )
+            if isinstance(given, PartOptions) and given.placement not in words:
+                found.append(f"{model}.placement: expected one of {', '.join(words)}, found '{given.placement}'")
             if isinstance(given, PartOptions) and given.rank is not None and given.rank < 1:
                 found.append(f"{model}.rank: expected at least 1, found {given.rank}")
         return found
@@ -118,9 +116,7 @@ class RateOptions(Section):
     def problems(self) -> list[str]:
         rates = dataclasses.asdict(self)
         wrong = [f"{name}: expected 0 or more, found {rate}" for name, rate in rates.items() if rate < 0]
-        return wrong or _unless(
-            any(rates.values()), "unet: expected at least one learning rate above 0, found none"
-        )
+        return wrong or _unless(any(rates.values()), "unet: expected at least one learning rate above 0, found none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +129,9 @@ class LoopOptions(Section):
         "precision of the base's computation; fp16 needs a GPU", "fp32"
     )
     lr: RateOptions = option("learning rates", factory=RateOptions)
-    schedule: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = option("how learning rates change; linear falls to 0", "linear")
+    schedule: Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] = (
+        option("how learning rates change; linear falls to 0", "linear")
+    )
     warmup: int = option("steps of rising learning rates at the start", 0)
     weight_decay: float = option("of AdamW", 0.01)
     betas: tuple[float, float] = option("of AdamW", (0.9, 0.999))
@@ -154,14 +150,10 @@ class LoopOptions(Section):
             value = getattr(self, name)
             found += _unless(value is None or value > 0, f"{name}: expected at least 1, found {value}")
         for name in ("warmup", "weight_decay"):
-            found += _unless(
-                getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}"
-            )
+            found += _unless(getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}")
         for name in ("clip_norm", "embedding_norm_stop"):
             value = getattr(self, name)
-            found += _unless(
-                value is None or value > 0, f"{name}: expected more than 0 or null, found {value}"
-            )
+            found += _unless(value is None or value > 0, f"{name}: expected more than 0 or null, found {value}")
         return found + _unless(
             all(0 <= beta < 1 for beta in self.betas),
             f"betas: expected two numbers in 0..1, found {list(self.betas)}",

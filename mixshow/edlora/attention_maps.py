@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +35,7 @@ class AttentionRecorder:
         attachment = Attachment()
         for path in cross_attention_layers(unet):
             module = unet.get_submodule(path)
-            previous = module.processor
-            attachment.add(lambda module=module, previous=previous: module.set_processor(previous))
+            attachment.add(partial(module.set_processor, module.processor))
             module.set_processor(_RecordingProcessor(self))
         return attachment
 
@@ -84,9 +84,7 @@ class _RecordingProcessor:
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
         probabilities = attn.get_attention_scores(query, key, attention_mask)
         self.recorder.record(probabilities, attn.heads)
-        return attn.to_out[1](
-            attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probabilities.to(value), value)))
-        )
+        return attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(torch.bmm(probabilities.to(value), value))))
 
 
 def concept_positions(base: Base, prompts: list[str], tokens: list[str]) -> Tensor:

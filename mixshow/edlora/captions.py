@@ -22,9 +22,7 @@ def read_caption(path: Path) -> str:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise MixshowError(
-            f"{path}: caption cannot be read as UTF-8 text ({type(error).__name__})"
-        ) from error
+        raise MixshowError(f"{path}: caption cannot be read as UTF-8 text ({type(error).__name__})") from error
     if not any(lines):
         raise MixshowError(f"{path}: caption is empty; write one line with {PLACE_HOLDER} in it")
     return next(line for line in lines if line)

@@ -28,9 +28,7 @@ def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match and (path / STATE_FILE).is_file())
 
 
-def write_checkpoint(
-    folder: Path, step: int, concept: Concept, state: Mapping[str, Any], *, keep: int
-) -> Path:
+def write_checkpoint(folder: Path, step: int, concept: Concept, state: Mapping[str, Any], *, keep: int) -> Path:
     """Write one checkpoint whole or not at all, then remove all but the newest `keep`.
 
     Args:

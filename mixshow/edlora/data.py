@@ -120,12 +120,8 @@ class TrainingData:
         area = latent_mask(valid_area(draw.placement, size), latent_factor)
         subject = None
         if mask is not None:
-            subject = torch.from_numpy(latent_mask(on_canvas(mask, draw.placement, size), latent_factor))[
-                None
-            ]
-        return View(
-            torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1, torch.from_numpy(area)[None], subject
-        )
+            subject = torch.from_numpy(latent_mask(on_canvas(mask, draw.placement, size), latent_factor))[None]
+        return View(torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1, torch.from_numpy(area)[None], subject)
 
     def _prompt(self, picture: int, rng: np.random.Generator) -> str:
         caption = self.pictures[picture].caption

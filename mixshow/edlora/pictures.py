@@ -111,7 +111,5 @@ def _image_problems(path: Path, mask: Path | None, masks: Path | None) -> list[s
     except MixshowError as error:
         return [str(error)]
     if size != mask_size:
-        return [
-            f"{mask}: expected the size of its picture, {size[0]}x{size[1]}, found {mask_size[0]}x{mask_size[1]}"
-        ]
+        return [f"{mask}: expected the size of its picture, {size[0]}x{size[1]}, found {mask_size[0]}x{mask_size[1]}"]
     return []

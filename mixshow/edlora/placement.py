@@ -24,9 +24,7 @@ def placement_word(model: str, name: str) -> str:
     words = PLACEMENTS[model]
     by_class = {class_name: word for word, class_name in words.items()}
     if name not in words and name not in by_class:
-        raise MixshowError(
-            f"placement '{name}' of the {model}: unknown{did_you_mean(name, [*words, *by_class])}"
-        )
+        raise MixshowError(f"placement '{name}' of the {model}: unknown{did_you_mean(name, [*words, *by_class])}")
     return by_class.get(name, name)
 
 

@@ -84,9 +84,7 @@ def training_loss(
     return _prediction_loss(prediction, schedule, inputs, options) + options.attention_weight * attention
 
 
-def _prediction_loss(
-    prediction: Tensor, schedule: DDPMScheduler, inputs: StepInputs, options: LossOptions
-) -> Tensor:
+def _prediction_loss(prediction: Tensor, schedule: DDPMScheduler, inputs: StepInputs, options: LossOptions) -> Tensor:
     velocity = schedule.config.prediction_type == "v_prediction"
     target = inputs.noise
     if velocity:

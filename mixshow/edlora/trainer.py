@@ -112,7 +112,9 @@ class Trainer:
         self.accelerator = accelerator or Accelerator()
         self.latents = LatentSource(base, data)
         self.schedule = make_scheduler(base, "DDPM")
-        self.step, self.frozen_at, self.loss = 0, None, None  # type: ignore[var-annotated]
+        self.step = 0
+        self.frozen_at: int | None = None
+        self.loss: float | None = None
         self._groups = self._parameter_groups()
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(self._groups, betas=options.betas, weight_decay=options.weight_decay)
@@ -154,9 +156,7 @@ class Trainer:
             self._memory_saving(),
             StepInterrupt() as interrupt,
         ):
-            bar = progress_bar(
-                self.options.steps, "training", initial=first, enabled=self.accelerator.is_main_process
-            )
+            bar = progress_bar(self.options.steps, "training", initial=first, enabled=self.accelerator.is_main_process)
             with bar:
                 while self.step < self.options.steps:
                     loss = self._one_step(known)

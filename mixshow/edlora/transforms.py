@@ -100,7 +100,8 @@ def on_canvas(picture: Image.Image, placement: Placement, size: int) -> Image.Im
 def valid_area(placement: Placement, size: int) -> Image.Image:
     """White where the picture lies on the canvas."""
     canvas = Image.new("L", (size, size))
-    canvas.paste(255, (*placement.corner, *(c + s for c, s in zip(placement.corner, placement.size))))
+    (left, top), (width, height) = placement.corner, placement.size
+    canvas.paste(255, (left, top, left + width, top + height))
     return canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if placement.flip else canvas
 
 

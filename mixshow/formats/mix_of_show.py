@@ -24,9 +24,7 @@ _PARTS = ("text_encoder", "unet")
 _FACTORS = ("lora_down.weight", "lora_up.weight")
 
 
-def read_mix_of_show(
-    path: Path | str, *, unet_alpha: float = 1.0, text_encoder_alpha: float = 1.0
-) -> Concept:
+def read_mix_of_show(path: Path | str, *, unet_alpha: float = 1.0, text_encoder_alpha: float = 1.0) -> Concept:
     """Read a published concept file.
 
     Args:
@@ -59,9 +57,7 @@ def write_mix_of_show(concept: Concept, path: Path | str, models: Mapping[str, n
         MixshowError: the concept's network is no low-rank one, or was made for another base; the disk is full.
     """
     contents: dict[str, dict[str, Tensor]] = {
-        "new_concept_embedding": {
-            token: vector.float().clone() for token, vector in concept.embeddings.items()
-        }
+        "new_concept_embedding": {token: vector.float().clone() for token, vector in concept.embeddings.items()}
     }
     tensors = dict(concept.network)
     for model in _PARTS:
@@ -92,9 +88,7 @@ def _embeddings(found: Any, path: Path | str) -> dict[str, Tensor]:
         if not isinstance(token, str) or concept_words(token) != [token]:
             raise MixshowError(f"{path}: expected concept tokens like <potter1>, found {token!r}")
         if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
-            raise MixshowError(
-                f"{path}: expected for {token} a tensor of layers x width, found {_shape(vectors)}"
-            )
+            raise MixshowError(f"{path}: expected for {token} a tensor of layers x width, found {_shape(vectors)}")
         if not vectors.isfinite().all():
             raise MixshowError(f"{path}: the embedding of {token} holds values that are no numbers")
     return {token: vectors.float() for token, vectors in found.items()}
@@ -107,13 +101,9 @@ def _network(model: str, found: Any, alpha: float, path: Path | str) -> dict[str
     for key, tensor in found.items():
         factor = next((factor for factor in _FACTORS if str(key).endswith(f".{factor}")), None)
         if factor is None or not isinstance(tensor, Tensor):
-            raise MixshowError(
-                f"{path}: '{key}' in '{model}' is no low-rank factor (lora_down.weight, lora_up.weight)"
-            )
+            raise MixshowError(f"{path}: '{key}' in '{model}' is no low-rank factor (lora_down.weight, lora_up.weight)")
         if tensor.dim() not in (2, 4) or not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise MixshowError(
-                f"{path}: '{key}' in '{model}' is no matrix of finite numbers ({_shape(tensor)})"
-            )
+            raise MixshowError(f"{path}: '{key}' in '{model}' is no matrix of finite numbers ({_shape(tensor)})")
         name = file_name(model, str(key).removesuffix(f".{factor}"))
         network[f"{name}.{factor}"] = tensor.float()
         if factor == _FACTORS[0]:

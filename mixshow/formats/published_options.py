@@ -155,9 +155,7 @@ def _values(reader: _Reader) -> dict[str, Any]:
             "attention_weight": weight,
             "attention_form": "identity" if reader.take("models.reg_full_identity", False) else "outside",
         },
-        "checkpoint": {
-            "every": reader.take_as(lambda value: int(float(value)), "logger.save_checkpoint_freq", 10000)
-        },
+        "checkpoint": {"every": reader.take_as(lambda value: int(float(value)), "logger.save_checkpoint_freq", 10000)},
         "sample": _sample(reader),
     }
     return values
@@ -212,9 +210,7 @@ def _data(reader: _Reader) -> dict[str, Any]:
     mapping = reader.take("datasets.train.replace_mapping") or {}
     for word in mapping:
         if word != "<TOK>":
-            reader.problems.append(
-                f"datasets.train.replace_mapping: only <TOK> can be replaced, found '{word}'"
-            )
+            reader.problems.append(f"datasets.train.replace_mapping: only <TOK> can be replaced, found '{word}'")
     return values
 
 
@@ -229,9 +225,7 @@ def _concept_entry(reader: _Reader) -> Mapping[str, Any]:
         reader.problems.append(str(error))
         return {}
     if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], Mapping):
-        reader.problems.append(
-            "datasets.train.concept_list: expected a list of one mapping with instance_data_dir"
-        )
+        reader.problems.append("datasets.train.concept_list: expected a list of one mapping with instance_data_dir")
         return {}
     return entries[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from enum import Enum
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -70,7 +71,7 @@ def put_in_place(modules: Mapping[str, nn.Module], changes: Mapping[str, Tensor]
             weight = modules[path].weight
             assert isinstance(weight, nn.Parameter)
             before = weight.data
-            attachment.add(lambda weight=weight, before=before: setattr(weight, "data", before))
+            attachment.add(partial(setattr, weight, "data", before))
             # Added in the change's precision, rounded once.
             weight.data = (before.to(change.dtype) + change.reshape(before.shape).to(before.device)).to(before.dtype)
     except BaseException:

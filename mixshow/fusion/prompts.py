@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 PUBLISHED_TEXT = ("photo of a {concept}", "{concept}")
 PUBLISHED_PICTURES = ("photo of a {concept}",)
 
@@ -70,6 +72,6 @@ HELD_OUT_CAPTIONS = (
 )
 
 
-def filled(templates: tuple[str, ...] | list[str], concept: str) -> list[str]:
+def filled(templates: Iterable[str], concept: str) -> list[str]:
     """The templates with a concept's tokens in them."""
     return [template.replace("{concept}", concept) for template in templates]

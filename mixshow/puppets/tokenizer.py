@@ -71,4 +71,4 @@ def make_tokenizer() -> CLIPTokenizer:
     """The tokenizer, padded with the end token to 48 tokens as CLIP's is to 77."""
     numbers, merges = vocabulary()
     # transformers' annotation wants strings, the tokenizers library wants the pairs themselves
-    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]
+    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=MAX_TOKENS)

@@ -87,11 +87,7 @@ def missing_paths(options: TrainOptions) -> list[str]:
             f"{', '.join(names)}: no such {'concept list' if place.suffix == '.json' else 'folder'}: {place}"
             for place, names in places.items()
         ),
-        *(
-            [f"sample.prompts: no such file: {prompts}"]
-            if isinstance(prompts, Path) and not prompts.is_file()
-            else []
-        ),
+        *([f"sample.prompts: no such file: {prompts}"] if isinstance(prompts, Path) and not prompts.is_file() else []),
     ]
 
 
@@ -130,16 +126,12 @@ def train_concept(
     reduced = {"fp16": torch.float16, "bf16": torch.bfloat16}
     # On a GPU the frozen weights take the smaller type; what is trained stays float32 everywhere.
     dtype = (
-        reduced.get(accelerator.mixed_precision, torch.float32)
-        if accelerator.device.type != "cpu"
-        else torch.float32
+        reduced.get(accelerator.mixed_precision, torch.float32) if accelerator.device.type != "cpu" else torch.float32
     )
     base = load_base(options.base, vae=options.vae, device=accelerator.device, dtype=dtype)
     _check_size(options.data.size, base)
     tokens = parse_tokens(options.concept.tokens)
-    embedding = ConceptEmbedding(
-        initial_vectors(base, tokens, options.concept.initialiser, seed=options.seed)
-    )
+    embedding = ConceptEmbedding(initial_vectors(base, tokens, options.concept.initialiser, seed=options.seed))
     network = make_network(base, options.network, seed=options.seed)
     data = TrainingData(
         pictures,
@@ -273,9 +265,7 @@ def _grid_prompts(options: SampleOptions) -> list[str]:
     try:
         lines = options.prompts.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise MixshowError(
-            f"sample.prompts: {options.prompts} cannot be read as text, one prompt per line"
-        ) from error
+        raise MixshowError(f"sample.prompts: {options.prompts} cannot be read as text, one prompt per line") from error
     return [line.strip() for line in lines if line.strip()]
 
 

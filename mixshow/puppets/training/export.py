@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, T2IAdapter
 
 from mixshow.core.files import folder_written_atomically, write_json, write_safetensors
 from mixshow.puppets import judge as judge_module
@@ -62,5 +62,7 @@ def _export_base(folder: Path, weights: Path) -> list[Path]:
         state = torch.load(checkpoint_path(folder, diffusion.STAGE), map_location="cpu", weights_only=True, mmap=True)
         write_json(target / "training.json", {"world_version": WORLD_VERSION, "diffusion_steps": int(state["step"])})
     with folder_written_atomically(weights / "adapter") as target:
-        modules["adapter"].to(torch.float16).save_pretrained(target, safe_serialization=True)
+        adapter = modules["adapter"].to(torch.float16)
+        assert isinstance(adapter, T2IAdapter)
+        adapter.save_pretrained(target, safe_serialization=True)
     return [weights / "base", weights / "adapter"]
