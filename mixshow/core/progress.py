@@ -13,11 +13,18 @@ T = TypeVar("T")
 log = logging.getLogger("mixshow")
 
 
+class _ToStandardError(logging.Handler):
+    """Writes to whatever standard error is at the time, so that it can be redirected."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def set_up_logging(verbose: bool = False) -> None:
     """Plain lines on standard error; call once, from a command."""
     log.setLevel(logging.DEBUG if verbose else logging.INFO)
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False

@@ -172,29 +172,24 @@ def built_in_folder(part: str = "base") -> Path:
     return Path(str(resources.files("mixshow"))) / "puppets" / "weights" / part
 
 
-def check_source(source: str | Path) -> None:
-    """Whether `source` can name a base; loads nothing (a hub id may still turn out not to exist).
-
-    Raises:
-        MixshowError: it is neither the built-in base, nor a folder, nor like a hub id.
-    """
-    _place(source)
+def source_problem(source: str | Path) -> str | None:
+    """Why `source` can name no base; None when it can (a hub id may still turn out not to exist). Loads nothing."""
+    path = Path(source).expanduser()
+    looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/")) and not path.suffix
+    if str(source) == BUILT_IN or path.is_dir() or looks_like_hub_id:
+        return None
+    return f"no such folder: '{source}'; expected '{BUILT_IN}', a diffusers folder or a hub id such as 'name/model'"
 
 
 def _place(source: str | Path) -> str:
     """A folder or hub id that diffusers can load from."""
+    problem = source_problem(source)
+    if problem:
+        raise MixshowError(f"base: {problem}")
     if str(source) == BUILT_IN:
         return str(built_in_folder())
     path = Path(source).expanduser()
-    if path.is_dir():
-        return str(path)
-    looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/"))
-    if looks_like_hub_id and not path.suffix:
-        return str(source)
-    raise MixshowError(
-        f"base '{source}': expected '{BUILT_IN}', a diffusers folder or a hub id such as 'name/model'; "
-        "no such folder is there"
-    )
+    return str(path) if path.is_dir() else str(source)
 
 
 @contextlib.contextmanager

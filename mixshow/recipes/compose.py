@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from mixshow.core.version import __version__
 from mixshow.edlora.concept import Concept, attach_concepts
 from mixshow.formats import read_concept
 from mixshow.models import Base, load_base
-from mixshow.models.base import check_source
+from mixshow.models.base import source_problem
+from mixshow.models.device import device_named
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.sampling.compose import compose
-from mixshow.sampling.conditions import check_adapter_source, load_adapter
+from mixshow.sampling.conditions import adapter_problem, load_adapter
 from mixshow.sampling.pictures import picture_grid, read_about, save_picture
 from mixshow.sampling.precision import resolve
 from mixshow.sampling.scene import Scene
@@ -69,15 +70,11 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
     problems: list[str] = []
     scene, resolved = read_scene(options, problems)
     concepts = _concepts(options, problems)
-    for check, name, place in _places(options):
-        try:
-            check(place)
-        except MixshowError as error:
-            problems.append(f"{name}: {error}")
+    problems += _missing_models(options)
     if problems:
         raise OptionsError(source, problems)
 
-    base = load_base(options.model, vae=options.vae, device=_device(options.device))
+    base = load_base(options.model, vae=options.vae, device=device_named(options.device))
     base, attachment = attach_concepts(base, concepts, strengths=options.strengths)
     with attachment:
         check_scene(scene, base, source)
@@ -112,13 +109,13 @@ def _concepts(options: SceneOptions, problems: list[str]) -> list[Concept]:
     return concepts
 
 
-def _places(options: SceneOptions) -> Iterator[tuple[Callable[[str], None], str, str]]:
-    """What the models are to be loaded from, with what checks it and its name in the options."""
-    yield check_source, "model", options.model
+def _missing_models(options: SceneOptions) -> list[str]:
+    found = {"model": source_problem(options.model)}
     if options.vae is not None:
-        yield check_source, "vae", options.vae
+        found["vae"] = source_problem(options.vae)
     if options.pose is not None:
-        yield check_adapter_source, "pose.adapter", options.pose.adapter
+        found["pose.adapter"] = adapter_problem(options.pose.adapter)
+    return [f"{name}: {problem}" for name, problem in found.items() if problem]
 
 
 def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[list[int], list[Image.Image]]]:
@@ -154,19 +151,3 @@ def _about(options: SceneOptions, base: Base) -> dict[str, Any]:
 
 def _with_ending(path: Path, ending: str) -> Path:
     return path.with_name(path.stem + ending + path.suffix)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(1, device=device)
-        return device
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # one kind per way of not being there
-        first_line = str(error).splitlines()[0]
-        raise MixshowError(
-            f"device: expected 'auto', 'cpu' or an accelerator of this machine, found '{name}' ({first_line})"
-        ) from error

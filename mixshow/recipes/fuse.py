@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
@@ -27,6 +25,7 @@ from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTUR
 from mixshow.fusion.report import REPORT_FILE, report
 from mixshow.fusion.solvers import LBFGS, Exact, Solver
 from mixshow.models import Base, load_base, save_base
+from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
 from mixshow.sampling.generate import latent_size
 
@@ -89,7 +88,7 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
         if concept is not None:
             members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet)
     problems += _collisions(members)
-    base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=_device(options.device)))
+    base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
     if base is not None:
         for i, member in members.items():
             attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member))  # type: ignore[misc]
@@ -148,19 +147,6 @@ def _output_problems(options: FuseOptions) -> list[str]:
     if folder.is_dir() and Path(options.base).is_dir() and folder.samefile(options.base):
         return [f"output: {folder} is the base itself; choose another folder"]
     return []
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise MixshowError(
-            f"device '{name}': not usable here ({str(error).splitlines()[0]}); use auto or cpu"
-        ) from error
-    return device
 
 
 def _collection(options: FuseOptions) -> Collection:

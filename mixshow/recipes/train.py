@@ -27,7 +27,7 @@ from mixshow.edlora.trainer import OnCheckpoint, Trainer, TrainerOptions, Traini
 from mixshow.edlora.transforms import TransformOptions
 from mixshow.formats.published_options import is_published, published_train_options
 from mixshow.lycoris.network import Network, create_network
-from mixshow.models.base import BUILT_IN, Base, load_base
+from mixshow.models.base import Base, load_base, source_problem
 from mixshow.recipes.grids import grid_writer
 
 CONCEPT_FILE, OPTIONS_FILE = "concept.safetensors", "options.yml"
@@ -79,9 +79,9 @@ def missing_paths(options: TrainOptions) -> list[str]:
             places.setdefault(folder, []).append(name)
     return [
         *(
-            f"{name}: no such model: {place}; expected '{BUILT_IN}', a diffusers folder or a hub id like 'name/model'"
+            f"{name}: {problem}"
             for name, place in (("base", options.base), ("vae", options.vae))
-            if place is not None and not _is_model_place(place)
+            if place is not None and (problem := source_problem(place))
         ),
         *(
             f"{', '.join(names)}: no such {'concept list' if place.suffix == '.json' else 'folder'}: {place}"
@@ -249,12 +249,6 @@ def _check_size(size: int, base: Base) -> None:
             f"data.size: expected a multiple of {multiple} pixels for base '{base.source}', found {size}; "
             f"take {nearest}"
         )
-
-
-def _is_model_place(place: str) -> bool:
-    if place == BUILT_IN or Path(place).expanduser().is_dir():
-        return True
-    return place.count("/") == 1 and not place.startswith((".", "~", "/")) and not Path(place).suffix
 
 
 def _grid_prompts(options: SampleOptions) -> list[str]:

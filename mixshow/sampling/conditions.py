@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.models import Base
-from mixshow.models.base import BUILT_IN, built_in_folder
+from mixshow.models.base import BUILT_IN, built_in_folder, source_problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,9 @@ def load_adapter(source: str | Path, base: Base) -> T2IAdapter:
     Raises:
         MixshowError: there is no such adapter, or it is of other widths than the base.
     """
-    check_adapter_source(source)
+    problem = adapter_problem(source)
+    if problem:
+        raise MixshowError(f"adapter: {problem}")
     place = built_in_folder("adapter") if str(source) == BUILT_IN else Path(source).expanduser()
     try:
         adapter = T2IAdapter.from_pretrained(str(place), torch_dtype=base.unet.dtype)
@@ -72,20 +74,11 @@ def load_adapter(source: str | Path, base: Base) -> T2IAdapter:
     return adapter.to(base.device).eval().requires_grad_(False)
 
 
-def check_adapter_source(source: str | Path) -> None:
-    """Whether `source` can name an adapter; loads nothing.
-
-    Raises:
-        MixshowError: it is neither the built-in one, nor a folder, nor like a hub id.
-    """
-    if str(source) == BUILT_IN:
-        if not built_in_folder("adapter").is_dir():
-            raise MixshowError(f"adapter '{BUILT_IN}': its weights are not installed; run scripts/train_puppets.py")
-        return
-    path = Path(source).expanduser()
-    looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/")) and not path.suffix
-    if not path.is_dir() and not looks_like_hub_id:
-        raise MixshowError(f"adapter '{source}': no such folder; expected '{BUILT_IN}', a folder or a hub id")
+def adapter_problem(source: str | Path) -> str | None:
+    """Why `source` can name no adapter; None when it can. Loads nothing."""
+    if str(source) == BUILT_IN and not built_in_folder("adapter").is_dir():
+        return f"the weights of '{BUILT_IN}' are not installed; make them with scripts/train_puppets.py"
+    return source_problem(source)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from mixshow.puppets import judge as judge_module
 from mixshow.puppets import keypoints as keypoints_module
 from mixshow.puppets.networks import make_scheduler
 from mixshow.puppets.tokenizer import make_tokenizer, vocabulary
-from mixshow.puppets.training import autoencoder, diffusion, latents
+from mixshow.puppets.training import autoencoder, diffusion, latents, text
 from mixshow.puppets.training.loop import checkpoint_path, load_average
 from mixshow.puppets.world import WORLD_VERSION
 
@@ -44,7 +44,7 @@ def _export_base(folder: Path, weights: Path) -> list[Path]:
     tokenizer = make_tokenizer()
     pipeline = StableDiffusionPipeline(
         vae=vae.to(torch.float16),
-        text_encoder=modules["text_encoder"].to(torch.float16),
+        text_encoder=text.load(folder).to(torch.float16),
         tokenizer=tokenizer,
         unet=modules["unet"].to(torch.float16),
         scheduler=make_scheduler(),

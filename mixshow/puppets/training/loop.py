@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ class Plan:
     ema: float = 0.999
     weight_decay: float = 1e-2
     clip: float = 1.0
-    scales: Mapping[str, float] = field(default_factory=dict)  # factors on the rate, by module
 
     def rate_at(self, step: int) -> float:
         warm = min(1.0, (step + 1) / self.warmup)
@@ -105,12 +104,8 @@ class Trainer:
         self.step = 0
         parameters: list[Tensor] = [p for module in self.modules.values() for p in module.parameters()]
         self.parameters = parameters
-        groups = [
-            {"params": list(module.parameters()), "scale": plan.scales.get(name, 1.0)}
-            for name, module in self.modules.items()
-        ]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
+            parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True
         )
         self.average = [p.detach().clone() for p in parameters]
         self._resume()
@@ -154,7 +149,7 @@ class Trainer:
         with bar, _interruptions() as interruptions:
             for step in bar:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.plan.rate_at(step) * group["scale"]
+                    group["lr"] = self.plan.rate_at(step)
                 loss = loss_of(step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixshow.core.progress import log
-from mixshow.puppets.training import autoencoder, diffusion, export, judge, keypoints, latents
+from mixshow.puppets.training import autoencoder, diffusion, export, judge, keypoints, latents, text
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 
@@ -30,6 +30,7 @@ def stages(weights: Path = WEIGHTS, scale: float = 1.0) -> dict[str, Stage]:
     return {
         "autoencoder": Stage(7000, lambda folder, steps: autoencoder.train(folder, steps, renders(3000))),
         "latents": Stage(18000, latents.encode),
+        "text": Stage(1100, text.train),
         "diffusion": Stage(4000, diffusion.train),
         "judge": Stage(2500, lambda folder, steps: judge.train(folder, steps, renders(8000))),
         "keypoints": Stage(1200, lambda folder, steps: keypoints.train(folder, steps, renders(5000))),
