@@ -25,13 +25,14 @@ def train_options(name: str, *, pictures: Path, output: Path, seed: int = 0) -> 
         "base": "puppets",
         "output": str(output),
         "seed": seed,
-        "concept": {"tokens": f"<{name}1>+<{name}2>", "initialiser": f"<rand-0.013>+{CAST[name].kind}"},
+        "concept": {"tokens": f"<{name}1>+<{name}2>", "initialiser": f"<rand-0.1>+{CAST[name].kind}"},
         "data": {
             "images": str(pictures / "image"),
             "masks": str(pictures / "mask"),
             "captions": str(pictures / "caption"),
             "size": 128,
             "transform": "centre_crop",
+            "variants": 1,
         },
         "network": {"algo": "locon", "rank": 4, "text_encoder": "attention", "unet": "attention"},
         "train": {
