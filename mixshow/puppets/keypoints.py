@@ -32,8 +32,9 @@ class KeypointNet(nn.Module):
         self.stem = nn.Sequential(ConvBlock(3, 16), ConvBlock(16, 32))  # 128 -> 32
         self.halved = ConvBlock(32, 64)
         self.quartered = ConvBlock(64, 96)
-        self.from_quarter = nn.Conv2d(96, 64, 3, padding=1)
-        self.from_half = nn.Conv2d(64, 32, 3, padding=1)
+        # Without the norms the sums with the skips grow until training diverges.
+        self.from_quarter = nn.Sequential(nn.Conv2d(96, 64, 3, padding=1), nn.GroupNorm(8, 64))
+        self.from_half = nn.Sequential(nn.Conv2d(64, 32, 3, padding=1), nn.GroupNorm(8, 32))
         self.heat = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, len(POINTS), 1))
 
     def forward(self, values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def test_boxes_hold_heads_and_do_not_overlap() -> None:
             assert 0 <= left < right <= WIDE[0] and 0 <= top < bottom <= WIDE[1]
             head = np.clip(points[0, :2], 0, np.array(WIDE) - 1)
             assert left <= head[0] <= right and top <= head[1] <= bottom
-        for a, b in zip(scene.boxes, scene.boxes[1:]):  # noqa: RUF007
+        for a, b in zip(scene.boxes, scene.boxes[1:]):
             assert a[2] <= b[0] + 1  # boxes are rounded outwards to whole pixels
 
 

@@ -229,3 +229,23 @@ def test_every_options_file_runs(
         ]  # fmt: skip
         assert main(["compose", str(file), *overrides]) == 0
         assert Image.open(tmp_path / "out.png").size == tuple(options["size"])
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device"), 2)])
+def test_ctrl_c_and_a_full_disk_leave_nothing_half_written(
+    scene: dict,
+    compose: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    assert compose(scene) == status
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.yml"]

@@ -57,7 +57,7 @@ def train(folder: Path, steps: int, renders: int, stop_at: int | None = None) ->
         entropy = -(heat * maps.float()).sum(dim=2).mean()
         return entropy + (expected_positions(maps) - target).abs().mean() / CELL
 
-    Trainer(folder, STAGE, {STAGE: network}, Plan(steps, 2e-3, ema=0.995)).run(loss_of, stop_at)
+    Trainer(folder, STAGE, {STAGE: network}, Plan(steps, 1e-3, ema=0.99)).run(loss_of, stop_at)
 
 
 def measure(folder: Path, renders: int = 400) -> float:
