@@ -39,7 +39,7 @@ from mixshow.sampling.generate import sample
 DEFAULT_CAST = ("pip", "luma", "rusty")
 SCENES, SEEDS_PER_SCENE = 12, 3
 SAMPLES_PER_CHARACTER = 36
-GUIDANCE = 5.0
+GUIDANCE, STEPS = 5.0, 20
 REPORT, PAGE = "report.json", "index.html"
 Pictures = dict[str, list[Image.Image]]  # by character
 
@@ -112,6 +112,7 @@ def character_pictures(base: Base, character: str) -> list[Image.Image]:
         [prompt.format(concept=character) for prompt in prompts],
         seeds=range(SAMPLES_PER_CHARACTER),
         guidance=GUIDANCE,
+        steps=STEPS,
         batch_size=12,
     )
 

@@ -91,6 +91,7 @@ def scene_options(
             "seeds": list(seeds),
             "batch_size": len(seeds),
             "guidance": 5.0,
+            "steps": 20,
         },
         scene.name,
     )

@@ -136,11 +136,19 @@ def test_the_published_preset_is_the_published_collection(stage: Path) -> None:
     assert _collection(load_fuse_options("plain.yml", ["preset=published"])) == PUBLISHED
 
 
-def test_every_options_file_is_accepted() -> None:
-    files = sorted(OPTIONS.glob("*.yml"))
-    assert len(files) == 2
-    for file in files:
-        load_fuse_options(file)
+@pytest.mark.parametrize("file", sorted(OPTIONS.glob("*.yml")), ids=lambda file: file.stem)
+def test_every_options_file_runs(file: Path, stage: Path, tiny_folder: Path) -> None:
+    fast = [
+        f"base={tiny_folder}", "concepts=[{file: duck.safetensors}, {file: fox.pth}]", "output=fused",
+        "statistics.steps=1", "statistics.text_prompts=['a {concept}']", "statistics.picture_prompts=['{concept}']",
+        "statistics.width=64", "statistics.height=64", "anchor.captions=['a dog']", "report.heldout=false",
+    ]  # fmt: skip
+    assert main(["fuse", str(file), *fast]) == 0
+    assert (stage / "fused" / "fusion_report.json").exists()
+
+
+def test_there_are_options_files() -> None:
+    assert len(list(OPTIONS.glob("*.yml"))) == 3
 
 
 def test_result_does_not_depend_on_the_run(stage: Path) -> None:
