@@ -1,4 +1,4 @@
-"""The stages in their order, with the lengths the shipped weights were trained for."""
+"""The stages in their order, with their usual lengths (what the shipped weights had: docs/puppets.md)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stages(weights: Path = WEIGHTS, scale: float = 1.0) -> dict[str, Stage]:
 
     return {
         "autoencoder": Stage(7000, lambda folder, steps: autoencoder.train(folder, steps, renders(3000))),
-        "latents": Stage(18000, latents.encode),
+        "latents": Stage(16000, latents.encode),
         "text": Stage(1100, text.train),
         "diffusion": Stage(4000, diffusion.train),
         "judge": Stage(2500, lambda folder, steps: judge.train(folder, steps, renders(8000))),
