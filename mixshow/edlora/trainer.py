@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -329,7 +330,9 @@ class Trainer:
 def make_accelerator(mixed_precision: str) -> Accelerator:
     """An Accelerator for a new run; without the reset accelerate refuses a second one of other precision."""
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=mixed_precision)
+    # Without a GPU accelerate takes several processes for so many single ones unless it is told.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(mixed_precision=mixed_precision, cpu=several and not torch.cuda.is_available())
 
 
 def _stacked(masks: list[Tensor | None], device: torch.device) -> Tensor | None:

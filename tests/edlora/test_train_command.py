@@ -162,7 +162,7 @@ def test_ctrl_c_exits_130_and_training_resumes(options_file, tmp_path):
 @pytest.mark.slow
 def test_two_processes_see_the_samples_of_one(options_file, tmp_path):
     common = ["sample.prompts=[]", "loss.attention_weight=0", "train.steps=3"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "mixshow"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mixshow"]
     two = [*launch, "train", str(options_file), *common, "train.batch_size=1", f"output={tmp_path / 'two'}"]
     subprocess.run(two, cwd=ROOT, check=True)
     assert main(["train", str(options_file), *common, "train.batch_size=2", f"output={tmp_path / 'one'}"]) == 0
