@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, T2IAdapter, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from mixshow.edlora.concept import Concept
-from mixshow.lycoris.network import create_network
+from mixshow.lycoris import create_network
 from mixshow.models.base import Base
 
 WORDS = [

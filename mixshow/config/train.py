@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mixshow.config.load import Section, option
 
-Algorithm = Literal["locon"]
+# As `mixshow lycoris list` has them; tests hold both to be the same; norms are in no placement.
+Algorithm = Literal[
+    "locon", "lora", "loha", "lokr", "ia3", "dylora", "glora", "glokr", "full", "diag-oft", "boft", "tlora"
+]  # fmt: skip
 UNetPlacement = Literal["attention", "transformer", "Attention", "Transformer2DModel"]
 TextPlacement = Literal["attention", "layer", "CLIPAttention", "CLIPEncoderLayer"]
 
@@ -77,6 +80,7 @@ class NetworkOptions(Section):
     algo: Algorithm = option("algorithm of the weight change", "locon")
     rank: int = option("rank of every change", 4)
     alpha: float | None = option("changes are scaled by alpha / rank; null: alpha = rank", None)
+    options: dict[str, Any] = option("the algorithm's own, see `mixshow lycoris describe ALGO`", factory=dict)
     text_encoder: TextPlacement | PartOptions | None = option(
         "modules of the text encoder: attention, layer, or {placement, rank, alpha} of its own; null: none",
         "attention",

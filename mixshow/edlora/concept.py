@@ -14,7 +14,7 @@ from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import read_safetensors, write_safetensors
 from mixshow.edlora.embedding import ConceptEmbedding
-from mixshow.lycoris.network import load_network
+from mixshow.lycoris import load_network
 from mixshow.models.base import Base
 
 FORMAT_VERSION = 1

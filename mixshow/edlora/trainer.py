@@ -220,6 +220,7 @@ class Trainer:
         noised = [self._noised(entry, number) for entry, number in zip(encoded, numbers)]
         latents, noise, timesteps = (torch.stack(parts).to(base.device) for parts in zip(*noised))
         prompts = [draw.prompt for draw in draws]
+        self.network.set_timestep(timesteps, self.schedule.config.num_train_timesteps)
         with accelerator.autocast():
             states = encode_prompts(base, prompts)
         regularised = self.loss_options.attention_weight > 0
@@ -269,8 +270,10 @@ class Trainer:
         if stop:
             raise KeyboardInterrupt
         if due and self.accelerator.is_main_process and self.on_checkpoint is not None:
+            self.network.eval()
             with torch.no_grad():
                 self.on_checkpoint(self.step, base, self.network)
+            self.network.train()
         if due:
             self.accelerator.wait_for_everyone()
         if interrupt.requested:  # asked for during the callback, whose checkpoint is written

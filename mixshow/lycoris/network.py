@@ -1,9 +1,9 @@
-"""A network: algorithm instances attached to many modules of one or more models, with one multiplier."""
+"""A network: algorithm instances on many modules of one or more models, with one multiplier."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -12,21 +12,24 @@ from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
-from mixshow.core.files import read_safetensors
+from mixshow.core.files import Metadata
+from mixshow.core.progress import log
+from mixshow.lycoris import carrier
 from mixshow.lycoris.algorithm import Algorithm
+from mixshow.lycoris.carrier import Strength
+from mixshow.lycoris.files import write_network_file
+from mixshow.lycoris.metadata import network_metadata
 from mixshow.lycoris.naming import modules_by_file_name
-from mixshow.lycoris.registry import algorithm_named, algorithm_of
 
 
 class Network(nn.Module):
     """Adapters by the file names of the modules they change.
 
-    Attached through forward hooks: the base's modules, state dict and keys never change, several networks can be
-    attached at once, and detaching leaves no trace. Use `with network:` or `attach()` / `detach()`.
+    The base's modules, state dict and keys never change, several networks can be attached at once, and detaching
+    leaves no trace. Use `with network:` or `attach()` / `detach()`; `merge()` puts the change into the weights instead.
 
     Attributes:
         adapters: the algorithm instances.
-        multiplier: strength of the whole network; 0 is the base itself.
     """
 
     def __init__(
@@ -35,23 +38,47 @@ class Network(nn.Module):
         super().__init__()
         self._registered = nn.ModuleDict(dict(adapters))
         self.adapters: dict[str, Algorithm] = dict(adapters)
-        self.multiplier = multiplier
+        # Plain dicts, so that the base's modules do not become children of this module.
+        self.models: dict[str, nn.Module] = dict(models)
         modules = modules_by_file_name(models)
-        # In a plain dict, so that the base's modules do not become children of this module.
-        self._targets = {"modules": {name: modules[name] for name in adapters}}
+        self.targets: dict[str, nn.Module] = {name: modules[name] for name in adapters}
+        self._strength = Strength(float(multiplier))
         self._attachment: Attachment | None = None
+        self._merging: Attachment | None = None
 
     @property
-    def targets(self) -> dict[str, nn.Module]:
-        """The adapted modules by file name."""
-        return self._targets["modules"]
+    def multiplier(self) -> float:
+        """Strength of the whole network; 0 is the base itself.
+
+        Raises:
+            MixshowError: set while the network is merged.
+        """
+        return self._strength.multiplier
+
+    @multiplier.setter
+    def multiplier(self, value: float) -> None:
+        if self.merged and value != self.multiplier:
+            raise MixshowError(
+                f"the network is merged with multiplier {self.multiplier:g}; unmerge() it before setting {value:g}"
+            )
+        self._strength.multiplier = float(value)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the models behave as changed."""
+        return self._attachment is not None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the change is in the models' weights."""
+        return self._merging is not None
 
     def attach(self) -> Self:
-        """Make the models behave as changed by this network, until `detach()`."""
+        """Make the models behave as changed by this network, until `detach()`. A merged network adds nothing more."""
         if self._attachment is None:
-            self._attachment = Attachment()
-            for name, adapter in self.adapters.items():
-                self._attachment.add_hook(self.targets[name].register_forward_hook(self._hook(adapter)))
+            self._attachment = self._on_every_module(
+                lambda module, adapter: carrier.attach(module, adapter, self._strength), carrier.detach
+            )
         return self
 
     def detach(self) -> None:
@@ -66,19 +93,51 @@ class Network(nn.Module):
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _hook(self, adapter: Algorithm) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def add_change(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self.multiplier == 0:
-                return output
-            change = adapter.apply(arguments[0], module)
-            return output + (change if self.multiplier == 1 else self.multiplier * change).to(output.dtype)
+    def merge(self) -> Self:
+        """Put the change, at the multiplier, into the models' weights, until `unmerge()`; a second call does nothing.
 
-        return add_change
+        The sum is rounded once to the weights' type, which in 16 bits loses part of a small change; attached, nothing
+        is lost. The weights there were are kept aside.
+        """
+        if self._merging is None:
+            kinds = {carrier.own_weight(module).dtype for module in self.targets.values()}
+            for name in sorted(str(kind) for kind in kinds if torch.finfo(kind).bits < 32):
+                log.info(
+                    "merged into %s weights: the sum is rounded to their precision; attached networks lose nothing",
+                    name.removeprefix("torch."),
+                )
+            self._merging = self._on_every_module(
+                lambda module, adapter: carrier.merge(module, adapter, self.multiplier), carrier.unmerge
+            )
+            self._strength.merged = True
+        return self
+
+    def unmerge(self) -> None:
+        """Take the change out of the weights: the very bits there were are back. A second call does nothing."""
+        if self._merging is not None:
+            self._merging.detach()
+            self._merging = None
+            self._strength.merged = False
+
+    def _on_every_module(
+        self,
+        do: Callable[[nn.Module, Algorithm], None],
+        undo: Callable[[nn.Module, Algorithm], None],
+    ) -> Attachment:
+        attachment = Attachment()
+        try:
+            for name, adapter in self.adapters.items():
+                attachment.add(partial(undo, self.targets[name], adapter))
+                do(self.targets[name], adapter)
+        except BaseException:
+            attachment.detach()
+            raise
+        return attachment
 
     def deltas(self) -> Iterator[tuple[str, Tensor]]:
         """`(file name, delta)` of every adapter, without the multiplier, one at a time."""
         for name, adapter in self.adapters.items():
-            yield name, adapter.delta()
+            yield name, adapter.delta(carrier.own_weight(self.targets[name]))
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors of a network file, keys `<file name>.<tensor>`."""
@@ -86,69 +145,38 @@ class Network(nn.Module):
             f"{name}.{key}": tensor.detach() for name, a in self.adapters.items() for key, tensor in a.tensors().items()
         }
 
+    def save(self, path: Path | str, metadata: Metadata | None = None) -> None:
+        """Write a network file as kohya's programs and LyCORIS read it, with `ss_...` metadata and hashes.
+
+        Args:
+            metadata: further entries, or others in place of those every file has.
+
+        Raises:
+            MixshowError: the disk is full or the place cannot be written.
+        """
+        kinds = sorted({adapter.name for adapter in self.adapters.values()})
+        usual = network_metadata(self.models, algo=",".join(kinds))
+        write_network_file(path, self.file_tensors(), {**usual, **(metadata or {})})
+
     def parameters_of(self, prefix: str) -> list[nn.Parameter]:
         """Parameters of the adapters whose file names start with a prefix (`lora_te`, `lora_unet`)."""
         return [p for name, adapter in self.adapters.items() if name.startswith(prefix) for p in adapter.parameters()]
 
+    def scale_norms(self, max_norm: float) -> tuple[int, float, float]:
+        """Shrink every delta whose norm is above a limit (max-norm regularisation); call it after optimizer steps.
 
-def create_network(
-    models: Mapping[str, nn.Module],
-    *,
-    algo: str = "locon",
-    targets: Iterable[str],
-    dim: int = 4,
-    alpha: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Network:
-    """A fresh network whose deltas are zero.
+        Returns:
+            how many were shrunk, and the mean and the largest norm afterwards.
+        """
+        norms = [a.scale_norm(max_norm, carrier.own_weight(self.targets[name])) for name, a in self.adapters.items()]
+        return sum(norm >= max_norm for norm in norms), sum(norms) / max(len(norms), 1), max(norms, default=0.0)
 
-    Args:
-        models: by the names `unet`, `text_encoder`.
-        targets: file names of the modules to change (see `edlora.placement`).
-        dim: rank.
-        alpha: the change is scaled by alpha / dim; None: alpha = dim.
-        generator: draws the first values; None uses torch's own.
+    def set_timestep(self, timestep: int | Tensor | None, steps: int = 1000) -> None:
+        """Tell the algorithms that depend on it the diffusion time of what comes next.
 
-    Raises:
-        MixshowError: unknown algorithm.
-    """
-    algorithm = algorithm_named(algo)
-    modules = modules_by_file_name(models)
-    with torch.random.fork_rng(devices=[]):
-        if generator is not None:
-            torch.manual_seed(generator.initial_seed())
-        adapters = {
-            name: algorithm.create(modules[name], dim=dim, alpha=dim if alpha is None else alpha).to(
-                modules[name].weight.device  # type: ignore[arg-type]
-            )
-            for name in targets
-        }
-    return Network(models, adapters)
-
-
-def load_network(
-    models: Mapping[str, nn.Module], source: Path | str | Mapping[str, Tensor], *, multiplier: float = 1.0
-) -> Network:
-    """A network from a file or its tensors; algorithm, ranks and geometry come from the tensors.
-
-    Raises:
-        MixshowError: a key names no module of the models, tensors of an unknown algorithm, or of other widths.
-    """
-    tensors = source if isinstance(source, Mapping) else read_safetensors(source)[0]
-    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in tensors.items():
-        name, _, part = key.partition(".")
-        grouped[name][part] = tensor
-    modules = modules_by_file_name(models)
-    adapters = {}
-    for name, parts in grouped.items():
-        if name not in modules:
-            raise MixshowError(f"network: '{name}' names no module of this base; the file was made for another one")
-        algorithm = algorithm_of(parts)
-        if algorithm is None:
-            raise MixshowError(f"network: tensors {sorted(parts)} of '{name}' belong to no known algorithm")
-        try:
-            adapters[name] = algorithm.from_tensors(parts, modules[name]).to(modules[name].weight.device)  # type: ignore[arg-type]
-        except (MixshowError, KeyError) as error:
-            raise MixshowError(f"network: '{name}': {error}") from error
-    return Network(models, adapters, multiplier)
+        Args:
+            timestep: one number, or one per picture `[batch]`; None: no particular one.
+            steps: how many time steps the noise schedule has.
+        """
+        for adapter in self.adapters.values():
+            adapter.set_timestep(timestep, steps)

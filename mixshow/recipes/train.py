@@ -26,7 +26,7 @@ from mixshow.edlora.step import LossOptions
 from mixshow.edlora.trainer import OnCheckpoint, Trainer, TrainerOptions, TrainingRun, make_accelerator
 from mixshow.edlora.transforms import TransformOptions
 from mixshow.formats.published_options import is_published, published_train_options
-from mixshow.lycoris.network import Network, create_network
+from mixshow.lycoris import Network, create_network
 from mixshow.models.base import Base, load_base, source_problem
 from mixshow.recipes.grids import grid_writer
 
@@ -200,6 +200,7 @@ def make_network(base: Base, options: NetworkOptions, *, seed: int) -> Network:
             dim=part.rank or options.rank,
             alpha=part.alpha,
             generator=torch_generator(seed, "network", model),
+            **options.options,
         )
         adapters |= dict(network.adapters.items())
     return Network(base.models, adapters)

@@ -17,7 +17,7 @@ from mixshow.edlora.placement import placed_targets
 from mixshow.edlora.step import LossOptions
 from mixshow.edlora.trainer import Trainer, TrainerOptions, make_accelerator
 from mixshow.edlora.transforms import TransformOptions
-from mixshow.lycoris.network import create_network
+from mixshow.lycoris import create_network
 from mixshow.models.base import Base
 
 TOKENS = ["<pip1>", "<pip2>"]

@@ -11,8 +11,8 @@ from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.edlora.step import LossOptions, StepInputs, training_loss
 from mixshow.formats import read_concept
+from mixshow.lycoris import load_network
 from mixshow.lycoris.naming import file_name
-from mixshow.lycoris.network import load_network
 from mixshow.models import encode_prompts, load_base, make_scheduler
 
 SETTINGS = {

@@ -8,7 +8,7 @@ import torch
 from mixshow.core.errors import MixshowError
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import read_concept, read_mix_of_show, write_mix_of_show
-from mixshow.lycoris.network import load_network
+from mixshow.lycoris import load_network
 from tests.tiny import tiny_concept
 
 

@@ -1,33 +1,42 @@
-"""Networks: zero at the start, forward equals merged weights, off again without a trace, files round trip."""
+"""Networks on a model of several layers: what is selected, what is refused, merging, and company."""
 
 from __future__ import annotations
 
 import copy
+import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mixshow.core.errors import MixshowError
-from mixshow.lycoris import create_network, load_network
-from mixshow.lycoris.network import Network
-from mixshow.lycoris.registry import ALGORITHMS
+from mixshow.core.files import write_safetensors
+from mixshow.lycoris import Network, create_network, load_network
+from mixshow.lycoris.locon import LoCon
+from mixshow.lycoris.loha import LoHa
+from mixshow.lycoris.registry import ALGORITHMS, algorithm_named
 
 
 class Block(nn.Module):
-    """A linear layer, a strided 3x3 and a 1x1 convolution in a row."""
+    """A strided 3x3 and a 1x1 convolution, a norm and a linear layer in a row."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
-        self.mix = nn.Conv2d(6, 5, 1)
-        self.linear = nn.Linear(5, 4)
+        self.mix = nn.Conv2d(6, 8, 1)
+        self.norm = nn.LayerNorm(8)
+        self.linear = nn.Linear(8, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.mix(self.conv(x)).movedim(1, -1))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(self.mix(self.conv(x)).movedim(1, -1)))
 
 
 TARGETS = ["lora_unet_conv", "lora_unet_mix", "lora_unet_linear"]
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -36,87 +45,288 @@ def block() -> Block:
     return Block().double().requires_grad_(False)
 
 
-def randomised(network: Network) -> Network:
+def made(block: nn.Module, **keywords: Any) -> Network:
+    """A LoCon network away from its start."""
+    settings: dict[str, Any] = {"targets": TARGETS, "dim": 2, "alpha": 3.0}
+    network = create_network({"unet": block}, **(settings | keywords)).double()
+    generator = torch.Generator().manual_seed(5)
     for parameter in network.parameters():
-        generator = torch.Generator().manual_seed(parameter.numel())
-        parameter.data = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
+        parameter.data += 0.3 * torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
     return network
 
 
-@pytest.fixture(params=sorted(ALGORITHMS))
-def network(request: pytest.FixtureRequest, block: Block) -> Network:
-    return create_network({"unet": block}, algo=request.param, targets=TARGETS, dim=2, alpha=3.0).double()
+# --- what is selected
 
 
-X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def test_without_targets_every_layer_of_any_model_is_changed(block: Block) -> None:
+    network = create_network({"model": block}, dim=2)
+    assert list(network.adapters) == ["lycoris_conv", "lycoris_mix", "lycoris_linear"]
 
 
-def test_a_fresh_network_changes_nothing(block: Block, network: Network) -> None:
+def test_wide_kernels_have_their_own_rank(block: Block) -> None:
+    network = create_network({"unet": block}, dim=3, alpha=2.0, conv_dim=2, conv_alpha=0.5)
+    sizes = {name: (adapter.rank, adapter.alpha) for name, adapter in network.adapters.items()}  # type: ignore[attr-defined]
+    assert sizes == {"lora_unet_conv": (2, 0.5), "lora_unet_mix": (3, 2.0), "lora_unet_linear": (3, 2.0)}
+    assert "lora_unet_conv" not in create_network({"unet": block}, dim=3, conv_dim=0).adapters
+    assert create_network({"unet": block}, dim=3).adapters["lora_unet_conv"].alpha == 3  # type: ignore[attr-defined]
+
+
+def test_a_preset_maps_classes_and_names_to_algorithms(block: Block) -> None:
+    preset = {
+        "target_module": ["Linear", "Conv2d", "LayerNorm"],
+        "module_algo_map": {"Linear": {"algo": "loha", "dim": 1, "alpha": 0.5}},
+        "name_algo_map": {"mix": {"use_tucker": "false", "rs_lora": True}},
+    }
+    network = create_network({"model": block}, preset=preset, dim=2, train_norm=True, dropout=0.1, use_tucker=True)
+    kinds = {name.removeprefix("lycoris_"): adapter for name, adapter in network.adapters.items()}
+    assert {name: adapter.name for name, adapter in kinds.items()} == {
+        "conv": "locon",
+        "mix": "locon",
+        "norm": "norm",
+        "linear": "loha",
+    }
+    loha, mix, conv = kinds["linear"], kinds["mix"], kinds["conv"]
+    assert isinstance(loha, LoHa) and isinstance(mix, LoCon) and isinstance(conv, LoCon)
+    assert (loha.rank, loha.alpha) == (1, 0.5)
+    assert mix.alpha == pytest.approx(2 * 2**0.5)
+    assert conv.mid is not None
+    assert all(adapter.dropouts.dropout == 0.1 for adapter in kinds.values())
+
+
+def test_a_generator_fixes_the_first_values(block: Block) -> None:
+    one, other = (create_network({"unet": block}, generator=torch.Generator().manual_seed(3), dim=2) for _ in range(2))
+    for a, b in zip(one.parameters(), other.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_every_algorithm_is_found_by_its_names(name: str) -> None:
+    kind = ALGORITHMS[name]
+    assert all(algorithm_named(spelled) is kind for spelled in (name, *kind.aliases, name.upper()))
+    assert all(help_line for help_line in kind.options.values())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"algo": "diag-offt"}, "algorithm 'diag-offt': unknown; did you mean 'diag-oft'"),
+        ({"use_tuker": True}, "no option 'use_tuker'; did you mean 'use_tucker'"),
+        ({"factor": 8}, "algorithm 'locon': no option 'factor'; that is one of lokr, glokr"),
+        ({"algo": "lokr", "factor": "many"}, "option 'factor': expected a whole number, found 'many'"),
+        ({"algo": "dylora", "block_size": 1.5}, "option 'block_size': expected a whole number"),
+        ({"rs_lora": "perhaps"}, "option 'rs_lora': expected true or false"),
+        ({"dropout": 1.0}, "dropout: expected a probability"),
+        ({"targets": ["lora_unet_lineer"]}, "no such module in these models; did you mean 'lora_unet_linear'"),
+        ({"targets": []}, "at least one target"),
+        ({"preset": "full"}, "found both"),
+        ({"targets": None, "preset": "unet-convblock-onl"}, "unet-convblock-only"),
+        ({"targets": None, "preset": "attn-mlp"}, "matches nothing"),
+        ({"targets": TARGETS[:1], "conv_dim": 0}, "nothing is left to change"),
+        ({"dim": 5}, "'lora_unet_linear': expected a rank of at most 4 for a weight"),
+        ({"dim": 0, "conv_dim": 1}, None),
+        ({"dim": -1}, "dim: expected at least 1, found -1"),
+        ({"targets": ["lora_unet_norm"]}, "'lora_unet_norm': expected a Linear"),
+        ({"algo": "norm"}, "'lora_unet_conv': expected a LayerNorm"),
+    ],
+)
+def test_what_cannot_be_made_is_explained(block: Block, keywords: dict[str, Any], message: str | None) -> None:
+    before = {name: dict(module.__dict__) for name, module in block.named_modules()}
+    settings: dict[str, Any] = {"targets": TARGETS, "dim": 2, "alpha": 3.0}
+    if message is None:
+        create_network({"unet": block}, **(settings | keywords))
+        return
+    with pytest.raises(MixshowError, match=message):
+        create_network({"unet": block}, **(settings | keywords))
+    assert {name: dict(module.__dict__) for name, module in block.named_modules()} == before
+
+
+def test_options_go_by_the_names_of_other_programs(block: Block) -> None:
+    network = create_network({"unet": block}, targets=TARGETS[2:], dim=2, dora_wd="True", wd_on_output="false")
+    [adapter] = network.adapters.values()
+    assert isinstance(adapter, LoCon) and adapter.magnitude is not None
+    assert not adapter.magnitude.on_output
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_unet_gone.lora_up.weight": torch.zeros(1, 1)}, "'lora_unet_gone' names no module of this base"),
+        ({"lora_unet_linear.lora_down.weight": torch.zeros(2, 9)}, "expected factors.*other widths"),
+        ({"lora_unet_linear.mystery": torch.zeros(1)}, "mystery are none of algorithm 'locon'"),
+        ({"lora_unet_norm.mystery": torch.zeros(1)}, "'lora_unet_norm': tensors mystery belong to no known algorithm"),
+        ({"lora_unet_linear.hada_w1_a": torch.zeros(1)}, "tensors of locon and loha mixed"),
+        ({"lora_unet_linear.lora_up.weight": None}, "expected a tensor 'lora_up.weight' of algorithm 'locon'"),
+        ({"lora_unet_linear.alpha": torch.tensor(torch.inf)}, "'lora_unet_linear.alpha' is inf"),
+        ({"lora_unet_linear.lora_up.weight": torch.full((4, 2), torch.nan)}, "no numbers"),
+        ({"lora_unet_linear.dora_scale": torch.ones(3, 1)}, "dora_scale: expected a tensor"),
+    ],
+)
+def test_files_that_do_not_fit_are_explained(block: Block, changes: dict[str, Any], message: str) -> None:
+    tensors = {**made(block).file_tensors(), **changes}
+    before = block(X)
+    with pytest.raises(MixshowError, match=message):
+        load_network({"unet": block}, {key: tensor for key, tensor in tensors.items() if tensor is not None})
+    assert torch.equal(block(X), before)
+
+
+def test_a_file_without_a_network_is_refused(block: Block, tmp_path: Path) -> None:
+    """Tensors may be none: a concept can do without a network."""
+    write_safetensors(tmp_path / "empty.safetensors", {"bundle_emb.x.emb_params": torch.zeros(1, 4)})
+    with pytest.raises(MixshowError, match=r"empty.safetensors: expected tensors .* found none"):
+        load_network({"unet": block}, tmp_path / "empty.safetensors")
+    assert load_network({"unet": block}, {}).adapters == {}
+
+
+def test_alpha_may_be_an_integer_of_any_shape(block: Block) -> None:
+    tensors = made(block).file_tensors()
+    for shape in ((), (1,)):
+        whole = {key: torch.full(shape, 3) if key.endswith("alpha") else t for key, t in tensors.items()}
+        for (_, delta), (_, other) in zip(made(block).deltas(), load_network({"unet": block}, whole).deltas()):
+            torch.testing.assert_close(other, delta.float())
+
+
+# --- merging
+
+
+def test_a_merged_network_that_is_attached_counts_once(block: Block) -> None:
+    network = made(block)
+    network.multiplier = 0.7
+    with network:
+        expected = block(X)
+        network.merge()
+        torch.testing.assert_close(block(X), expected, rtol=1e-12, atol=1e-12)
+        network.unmerge()
+        torch.testing.assert_close(block(X), expected, rtol=0, atol=0)
+
+
+def test_the_multiplier_of_a_merged_network_stays(block: Block) -> None:
+    network = made(block).merge()
+    with pytest.raises(MixshowError, match="unmerge"):
+        network.multiplier = 0.5
+    network.multiplier = 1.0
+    network.unmerge()
+    network.multiplier = 0.5
+
+
+def test_merging_twice_changes_nothing_more(block: Block) -> None:
+    network, before = made(block), copy.deepcopy(block.state_dict())
+    once = copy.deepcopy(network.merge() and block.state_dict())
+    network.merge()
+    assert all(torch.equal(tensor, once[name]) for name, tensor in block.state_dict().items())
+    network.unmerge()
+    network.unmerge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+
+
+def test_a_failed_merge_leaves_the_weights(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, before = made(block), copy.deepcopy(block.state_dict())
+    monkeypatch.setattr(network.adapters[TARGETS[-1]], "change_at", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        network.merge()
+    assert not network.merged
+    assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
+    assert all("_mixshow_networks" not in module.__dict__ for module in block.modules())
+
+
+def test_merging_into_16_bits_says_that_it_rounds(block: Block, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="mixshow"):
+        logging.getLogger("mixshow").propagate = True
+        made(block).merge().unmerge()
+        assert "rounded" not in caplog.text
+        made(block.bfloat16()).merge().unmerge()
+    assert "bfloat16 weights: the sum is rounded" in caplog.text
+
+
+# --- company
+
+
+def test_a_forward_of_the_instance_is_called_and_comes_back(block: Block) -> None:
+    plain = block.linear.forward
+    block.linear.forward = lambda x: plain(x) + 1.0  # type: ignore[method-assign]
+    own, network = block.linear.forward, made(block)
+    for adapter in network.adapters.values():
+        adapter.prefers_weight = lambda *_: True  # type: ignore[method-assign]
     before = block(X)
     with network:
-        torch.testing.assert_close(block(X), before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("multiplier", [1.0, 0.7, 0.0, -0.5])
-def test_forward_equals_merged_weights(block: Block, network: Network, multiplier: float) -> None:
-    randomised(network.double())
-    merged = copy.deepcopy(block)
-    for name, delta in network.deltas():
-        getattr(merged, name.removeprefix("lora_unet_")).weight.data += multiplier * delta
-    network.multiplier = multiplier
-    with network:
-        torch.testing.assert_close(block(X), merged(X), rtol=1e-12, atol=1e-12)
-
-
-def test_it_comes_off_again_also_after_an_error(block: Block, network: Network) -> None:
-    randomised(network)
-    before, keys = block(X), list(block.state_dict())
-    with pytest.raises(RuntimeError), network:
-        assert not torch.equal(block(X), before)
-        assert list(block.state_dict()) == keys
-        raise RuntimeError
+        changed = block(X)
+    assert block.linear.forward is own
+    network.merge()
+    torch.testing.assert_close(changed, block(X), rtol=1e-12, atol=1e-12)
+    network.unmerge()
     assert torch.equal(block(X), before)
-    assert not any(module._forward_hooks for module in block.modules())
 
 
-def test_two_networks_add_up(block: Block, network: Network) -> None:
-    randomised(network)
-    other = load_network({"unet": block}, network.file_tensors(), multiplier=2.0).double()
-    both = load_network({"unet": block}, network.file_tensors(), multiplier=3.0).double()
-    with both:
+def test_hooks_see_the_changed_output(block: Block) -> None:
+    network, seen = made(block), []
+    with block.linear.register_forward_hook(lambda _, __, output: seen.append(output)), network:
+        output = block(X)
+    assert torch.equal(seen[0], output)
+
+
+def test_networks_come_off_in_any_order(block: Block) -> None:
+    one, other, base = made(block), made(block, algo="loha"), block(X)
+    one.attach()
+    with other:
+        both = block(X)
+        one.detach()
+        alone = block(X)
+    with one:
+        torch.testing.assert_close(both.shape, block(X).shape)
+    assert not torch.equal(both, alone)
+    assert torch.equal(block(X), base)
+    assert all("forward" not in module.__dict__ for module in block.modules())
+
+
+def test_a_copied_model_keeps_its_networks(block: Block) -> None:
+    with made(block) as network:
+        copied = copy.deepcopy(block)
         expected = block(X)
-    with network, other:
-        torch.testing.assert_close(block(X), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(copied(X), expected, rtol=0, atol=0)
+    copied.linear.weight.data += 1.0  # its own weights, not the original's
+    assert not torch.equal(copied(X), expected)
+    assert not network.attached
 
 
-def test_only_the_network_gets_gradients(block: Block, network: Network) -> None:
-    with network:
-        block(X).square().sum().backward()
-    assert all(parameter.grad is None for parameter in block.parameters())
-    assert any(parameter.grad is not None for parameter in network.parameters())
+def test_gradients_are_shared_between_processes(block: Block, tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.network = block, made(block)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with self.network:
+                return self.block(x)
+
+    plain = Both()
+    plain(X).square().sum().backward()
+    expected = [parameter.grad.clone() for parameter in plain.network.parameters() if parameter.grad is not None]
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        plain.zero_grad()
+        DistributedDataParallel(plain)(X).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, gradient in zip(plain.network.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_files_round_trip(block: Block, network: Network) -> None:
-    randomised(network)
-    again = load_network({"unet": block}, network.file_tensors())
-    for (name, delta), (other_name, other) in zip(network.deltas(), again.deltas()):
-        assert name == other_name
-        torch.testing.assert_close(other, delta.float(), rtol=1e-6, atol=1e-6)
+def test_max_norm_bounds_every_delta(block: Block) -> None:
+    network = made(block)
+    norms = {name: float(delta.detach().norm()) for name, delta in network.deltas()}
+    limit = sorted(norms.values())[1]
+    shrunk, mean, largest = network.scale_norms(limit)
+    assert shrunk >= 1
+    assert largest == pytest.approx(limit)
+    after = [float(delta.detach().norm()) for _, delta in network.deltas()]
+    assert mean == pytest.approx(sum(after) / len(after))
+    assert max(after) <= limit * (1 + 1e-6)
 
 
-def test_low_rank_factors_are_the_delta(network: Network) -> None:
-    for adapter in randomised(network).adapters.values():
-        factors = adapter.low_rank()
-        assert factors is not None
-        torch.testing.assert_close((factors[0] @ factors[1]).float(), adapter.delta().flatten(1).float())
-
-
-def test_another_bases_file_is_refused(block: Block, network: Network) -> None:
-    tensors = dict(network.file_tensors())
-    with pytest.raises(MixshowError, match="names no module of this base"):
-        load_network({"unet": block}, {"lora_unet_gone.lora_up.weight": torch.zeros(1, 1)})
-    tensors["lora_unet_linear.lora_down.weight"] = torch.zeros(2, 9)
-    with pytest.raises(MixshowError, match="other widths"):
-        load_network({"unet": block}, tensors)
-    with pytest.raises(MixshowError, match="no known algorithm"):
-        load_network({"unet": block}, {"lora_unet_linear.mystery": torch.zeros(1)})
+def test_parameters_by_model(block: Block) -> None:
+    network = made(block)
+    assert len(network.parameters_of("lora_unet")) == len(list(network.parameters()))
+    assert network.parameters_of("lora_te") == []

@@ -1,0 +1,188 @@
+"""What networks do to one module: the attached ones change its output, the merged ones its weight.
+
+A network is attached by giving the module instance a `forward` of its own, in place of its class's; state dict, keys
+and hooks stay as they are, and a compiled module notices. Several networks on one module add their changes of the
+module's own weight; they never compound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import MethodType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mixshow.lycoris.algorithm import Algorithm, precise
+from mixshow.lycoris.operation import ADAPTABLE, output_positions
+
+_ATTRIBUTE = "_mixshow_networks"
+_PLAIN_FORWARDS = {kind.forward for kind in ADAPTABLE}  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(eq=False)
+class Strength:
+    """What all modules of a network share.
+
+    Attributes:
+        multiplier: of attached changes; 0 leaves the base as it is.
+        merged: the change is in the weights, so that attached modules add nothing.
+    """
+
+    multiplier: float = 1.0
+    merged: bool = False
+
+
+class Carrier:
+    """The networks on one module. Made when the first arrives, gone with the last."""
+
+    def __init__(self) -> None:
+        self.attached: list[tuple[Algorithm, Strength]] = []
+        self.merged: list[tuple[Algorithm, float]] = []
+        self.kept: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
+        self.own_forward: Callable[..., Tensor] | None = None  # what the instance had before, None: the class's
+
+    def __deepcopy__(self, _: Any) -> Self:
+        """A copied model keeps its networks: the same parameters, on the copy's modules."""
+        copied = type(self)()
+        copied.attached, copied.merged = list(self.attached), list(self.merged)
+        copied.kept, copied.own_forward = self.kept, self.own_forward
+        return copied
+
+    def run(self, module: nn.Module, *args: Any, **keywords: Any) -> Tensor:
+        """The module's output, changed."""
+        active = [(a, s.multiplier) for a, s in self.attached if s.multiplier != 0 and not s.merged]
+        if not active:
+            return self._unchanged(module, *args, **keywords)
+        x = args[0] if args else keywords["input"]
+        plain = type(module).forward in _PLAIN_FORWARDS and self.own_forward is None
+        alone = len(active) == 1 and plain and self.kept is None
+        if alone and self._in_one_operation(module, x, *active[0]):
+            algorithm, multiplier = active[0]
+            return algorithm.forward_whole(x, module, multiplier)
+        output = base = self._unchanged(module, *args, **keywords)
+        for algorithm, multiplier in active:
+            output = output + algorithm(x, module, multiplier, base if alone else None).to(base.dtype)
+        return output
+
+    @staticmethod
+    def _in_one_operation(module: nn.Module, x: Tensor, algorithm: Algorithm, multiplier: float) -> bool:
+        """Whether to use the changed weight alone; never where the sum, in the weight's precision, loses the change."""
+        weight: Any = module.weight
+        return (
+            not (algorithm.training and algorithm.dropouts.act)
+            and weight.dtype == precise(weight) == x.dtype
+            and not torch.is_autocast_enabled(x.device.type)
+            and algorithm.prefers_weight(module, output_positions(module, x))
+        )
+
+    def _unchanged(self, module: nn.Module, *args: Any, **keywords: Any) -> Tensor:
+        if self.own_forward is not None:
+            return self.own_forward(*args, **keywords)
+        return type(module).forward(module, *args, **keywords)
+
+    def write(self, module: nn.Module) -> None:
+        """Bring the module's weight and bias in line with what is merged; with nothing merged, the kept ones."""
+        if self.kept is None:
+            return
+        parameters: Any = (module.weight, module.bias if hasattr(module, "bias") else None)
+        if not self.merged:
+            for parameter, before in zip(parameters, self.kept):
+                if before is not None:
+                    parameter.data = before
+            self.kept = None
+            return
+        weight, bias = self.kept
+        with torch.no_grad():
+            parameters[0].data = _changed(weight, [a.change_at(weight, m) for a, m in self.merged])
+            if bias is not None:
+                changes = [(a.bias_delta(), m) for a, m in self.merged]
+                parameters[1].data = _changed(bias, [m * change for change, m in changes if change is not None])
+
+
+def _changed(before: Tensor, changes: list[Tensor]) -> Tensor:
+    """The sum, rounded once."""
+    if not changes:
+        return before
+    total = before.to(precise(before, *changes))
+    for change in changes:
+        total = total + change
+    return total.to(before.dtype)
+
+
+def _forward(module: nn.Module, *args: Any, **keywords: Any) -> Tensor:
+    return getattr(module, _ATTRIBUTE).run(module, *args, **keywords)
+
+
+def carrier_of(module: nn.Module) -> Carrier | None:
+    """The module's carrier, where a network is on it."""
+    return module.__dict__.get(_ATTRIBUTE)
+
+
+def own_weight(module: nn.Module) -> Tensor:
+    """The module's weight without what is merged into it."""
+    carrier = carrier_of(module)
+    weight = module.weight if carrier is None or carrier.kept is None else carrier.kept[0]
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def attach(module: nn.Module, algorithm: Algorithm, strength: Strength) -> None:
+    """Let an algorithm change a module's output."""
+    carrier = _occupy(module)
+    if not carrier.attached:
+        carrier.own_forward = module.__dict__.get("forward")
+        module.forward = MethodType(_forward, module)
+    carrier.attached.append((algorithm, strength))
+
+
+def detach(module: nn.Module, algorithm: Algorithm) -> None:
+    """Undo `attach`."""
+    carrier = carrier_of(module)
+    if carrier is None:
+        return
+    carrier.attached = [entry for entry in carrier.attached if entry[0] is not algorithm]
+    _leave(module, carrier)
+
+
+def merge(module: nn.Module, algorithm: Algorithm, multiplier: float) -> None:
+    """Put an algorithm's change into a module's weight and bias, keeping the tensors there were."""
+    carrier = _occupy(module)
+    if carrier.kept is None:
+        weight, bias = module.weight, getattr(module, "bias", None)
+        assert isinstance(weight, Tensor)
+        carrier.kept = (weight.data, None if bias is None else bias.data)
+    carrier.merged.append((algorithm, multiplier))
+    carrier.write(module)
+
+
+def unmerge(module: nn.Module, algorithm: Algorithm) -> None:
+    """Undo `merge`; after the last one the very tensors there were are back."""
+    carrier = carrier_of(module)
+    if carrier is None:
+        return
+    carrier.merged = [entry for entry in carrier.merged if entry[0] is not algorithm]
+    carrier.write(module)
+    _leave(module, carrier)
+
+
+def _occupy(module: nn.Module) -> Carrier:
+    carrier = carrier_of(module)
+    if carrier is None:
+        carrier = Carrier()
+        setattr(module, _ATTRIBUTE, carrier)
+    return carrier
+
+
+def _leave(module: nn.Module, carrier: Carrier) -> None:
+    ours = module.__dict__.get("forward")
+    if not carrier.attached and getattr(ours, "__func__", None) is _forward:
+        del module.forward
+        if carrier.own_forward is not None:
+            module.forward = carrier.own_forward
+    # Where something else has wrapped our forward since, the carrier stays behind, changing nothing.
+    wrapped = "forward" in module.__dict__ and module.__dict__["forward"] is not carrier.own_forward
+    if not carrier.attached and not carrier.merged and not wrapped:
+        delattr(module, _ATTRIBUTE)

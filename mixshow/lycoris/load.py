@@ -1,0 +1,62 @@
+"""Networks from files: algorithm, ranks and geometry come from the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from mixshow.core.errors import MixshowError
+from mixshow.lycoris.algorithm import Algorithm, weight_of
+from mixshow.lycoris.files import read_network_file
+from mixshow.lycoris.naming import NameIndex
+from mixshow.lycoris.network import Network
+from mixshow.lycoris.registry import algorithm_of
+
+
+def load_network(
+    models: Mapping[str, nn.Module], source: Path | str | Mapping[str, Tensor], *, multiplier: float = 1.0
+) -> Network:
+    """A network from a file or its tensors, in evaluation mode (without dropouts).
+
+    Args:
+        models: by the names `unet`, `text_encoder`, `text_encoder_2`; any other name for any other model.
+        source: a file of kohya, LyCORIS or this program, or its tensors, of which there may be none.
+
+    Raises:
+        MixshowError: a key names no module of the models; tensors of no known algorithm, of several on one module, or
+            of other widths. The models are left as they were.
+    """
+    index = NameIndex(models)
+    grouped = read_network_file(source, index).modules
+    if not grouped and not isinstance(source, Mapping):
+        raise MixshowError(f"{source}: expected tensors of a network, '<module>.<name>', found none")
+    adapters: dict[str, Algorithm] = {}
+    problems: list[str] = []
+    for name, parts in grouped.items():
+        try:
+            adapters[name] = _adapter(parts, index.modules[name])
+        except MixshowError as error:
+            problems.append(f"'{name}': {error}")
+    if problems:
+        more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
+        raise MixshowError(f"network: {problems[0]}{more}")
+    network = Network(models, adapters, multiplier)
+    network.eval()
+    return network
+
+
+def _adapter(parts: Mapping[str, Tensor], module: nn.Module) -> Algorithm:
+    kind = algorithm_of(parts)
+    if kind is None:
+        raise MixshowError(f"tensors {', '.join(sorted(parts))} belong to no known algorithm")
+    weight = weight_of(module)
+    try:
+        adapter = kind.from_tensors(parts, module)
+    except KeyError as error:
+        raise MixshowError(f"expected a tensor {error} of algorithm '{kind.name}', found {', '.join(parts)}") from error
+    unknown = set(parts) - set(adapter.tensors()) - {"alpha"}
+    if unknown:
+        raise MixshowError(f"tensors {', '.join(sorted(unknown))} are none of algorithm '{kind.name}'")
+    return adapter.to(weight.device)
