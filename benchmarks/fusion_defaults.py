@@ -4,7 +4,8 @@
 
 E is 0 where the fused model predicts noise like the concept's own model, 1 where it does no better than the base;
 drift is what the fused model does to ordinary captions. Statistics are recorded once per way of collecting and reused
-for every ridge and anchor (only progressive ones depend on the solution and are recorded anew).
+for every ridge and anchor (only progressive ones depend on the solution and are recorded anew). `--distill 100 300`
+adds the default way, then so many steps of distilling.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mixshow.config.fuse import FuseOptions
 from mixshow.formats import read_concept
 from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.collect import PUBLISHED, Collection
+from mixshow.fusion.distill import DistillPlan, distill
 from mixshow.fusion.fuse import Fusion, Objective, fuse, record_stage
 from mixshow.fusion.heldout import HeldOut
 from mixshow.fusion.layers import Stage
@@ -58,6 +61,18 @@ def table(
     return fusions
 
 
+def distilled(base: Base, members: Sequence[Member], steps: Sequence[int]) -> list[tuple[str, Fusion]]:
+    """The default way of fusing, refined for so many steps."""
+    defaults = FuseOptions(base="", concepts=[], output=Path())
+    objective = Objective(defaults.solver.ridge, defaults.anchor.weight, CAPTIONS)
+    start = fuse(base, members, Collection(), objective, dict.fromkeys(Stage, Exact()), show_progress=True)
+    rate = defaults.refine.rate
+    return [
+        (f"default, {count} steps of distilling", distill(base, members, start, DistillPlan(count, rate)))
+        for count in steps
+    ]
+
+
 def main() -> None:
     """Print the table, best mean E last."""
     parser = argparse.ArgumentParser(description="held-out errors of many ways of fusing")
@@ -65,12 +80,14 @@ def main() -> None:
     parser.add_argument("concepts", nargs="+", type=Path, help="concept files")
     parser.add_argument("--ridges", nargs="+", type=float, default=RIDGES)
     parser.add_argument("--anchors", nargs="+", type=float, default=ANCHORS)
+    parser.add_argument("--distill", nargs="*", type=int, default=[], metavar="STEPS")
     arguments = parser.parse_args()
     base = load_base(arguments.base)
     members = [Member(read_concept(path)) for path in arguments.concepts]
     held_out = HeldOut(base, members, show_progress=True)
     rows = []
-    for name, fusion in table(base, members, ridges=arguments.ridges, anchors=arguments.anchors):
+    fusions = table(base, members, ridges=arguments.ridges, anchors=arguments.anchors)
+    for name, fusion in fusions + distilled(base, members, arguments.distill):
         fused, attachment = fusion.attach(base)
         with attachment:
             scores = held_out.score(fused)

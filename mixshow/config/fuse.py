@@ -21,6 +21,7 @@ PUBLISHED: Mapping[str, Any] = {
         "steps": 20,
     },
     "anchor": {"weight": 0.0},
+    "refine": {"method": "none"},
 }
 
 
@@ -111,6 +112,29 @@ class AnchorOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineOptions(Section):
+    method: Literal["none", "distill"] = option(
+        "distill: move the UNet's fused weights until they predict noise as the concepts' own models do", "distill"
+    )
+    steps: int = option("optimizer steps of distill", 300)
+    rate: float = option("highest learning rate of distill", 5e-4)
+    batch_size: int = option("predictions per step of distill", 8)
+    prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)
+    seed: int = option("of the pictures distilled on", 0)
+
+    def problems(self) -> list[str]:
+        return [
+            *(
+                f"{name}: expected at least 1, found {getattr(self, name)}"
+                for name in ("steps", "batch_size")
+                if getattr(self, name) < 1
+            ),
+            *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),
+            *_template_problems("prompts", self.prompts),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions(Section):
     heldout: bool = option("compare noise predictions on held-out prompts with each concept's own model", True)
     prompts: list[str] | None = option("held-out prompts with {concept}; null: the built-in list", None)
@@ -137,6 +161,7 @@ class FuseOptions(Section):
     solver: SolverOptions = option("what minimises each layer's error", factory=SolverOptions)
     statistics: StatisticsOptions = option("what layers' inputs are recorded on", factory=StatisticsOptions)
     anchor: AnchorOptions = option("keeping the base's behaviour", factory=AnchorOptions)
+    refine: RefineOptions = option("improving the solved model as a whole", factory=RefineOptions)
     report: ReportOptions = option("what fusion_report.json measures", factory=ReportOptions)
     vae: str | None = option("another place to take the autoencoder from", None)
     device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")

@@ -22,14 +22,14 @@ def report(
     members: Sequence[Member],
     fusion: Fusion,
     *,
-    held_out: HeldOutScores | None,
+    held_out: Mapping[str, HeldOutScores],
     seconds: Mapping[str, float],
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The report as plain values.
 
     Args:
-        held_out: scores of the fused model, where they were taken.
+        held_out: scores of the `fused` model, and as `solved` before it was refined; empty where not taken.
         seconds: by what they were spent on.
         options: the resolved options.
     """
@@ -51,7 +51,8 @@ def report(
             stage.value: _summary([o for o in fusion.outcomes.values() if stages[o.name] is stage], members)
             for stage in Stage
         },
-        "held_out": None if held_out is None else held_out.to_json(),
+        "held_out": held_out["fused"].to_json() if held_out else None,
+        "held_out_solved": held_out["solved"].to_json() if held_out else None,
         "advice": _advice(list(fusion.outcomes.values())),
         "seconds": {what: round(value, 3) for what, value in seconds.items()},
         "options": dict(options),

@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mixshow.core.errors import MixshowError
-from mixshow.core.files import read_safetensors
 from mixshow.puppets.backgrounds import BACKGROUNDS
 from mixshow.puppets.cast import CAST
 from mixshow.puppets.palette import HAIRS, KINDS, SHIRTS, TROUSERS
+from mixshow.puppets.weights_file import load_weights
 
 NOBODY = "none"
 SIDE = 96  # the network's input in pixels
@@ -29,7 +28,6 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": BACKGROUNDS,
 }
 ATTRIBUTES = tuple(name for name in HEADS if name != "identity")
-WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 
 
 def letterbox(image: Image.Image, side: int = SIDE) -> Image.Image:
@@ -96,13 +94,7 @@ class Judge:
         Raises:
             MixshowError: the weights are missing.
         """
-        path = Path(path) if path is not None else WEIGHTS
-        if not path.exists():
-            raise MixshowError(f"{path}: the judge's weights are missing; make them with scripts/train_puppets.py")
-        network = JudgeNet()
-        tensors, _ = read_safetensors(path)
-        network.load_state_dict({key: value.float() for key, value in tensors.items()})
-        return cls(network)
+        return cls(load_weights(JudgeNet(), "judge", path))
 
     @torch.no_grad()
     def probabilities(self, images: Sequence[Image.Image], head: str = "identity") -> np.ndarray:

@@ -11,17 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mixshow.core.errors import MixshowError
-from mixshow.core.files import read_safetensors
 from mixshow.puppets.judge import ConvBlock
 from mixshow.puppets.skeleton import INDEX
+from mixshow.puppets.weights_file import load_weights
 from mixshow.puppets.world import SQUARE
 
 POINTS = ("nose", "right_wrist", "left_wrist", "right_ankle", "left_ankle")
 POINT_ROWS = tuple(INDEX[name] for name in POINTS)  # their rows in a COCO-18 skeleton
 MAP = 32  # side of the heat maps
 CELL = SQUARE[0] / MAP  # pixels of the picture per cell of a heat map
-WEIGHTS = Path(__file__).parent / "weights" / "keypoints.safetensors"
 
 
 class KeypointNet(nn.Module):
@@ -72,15 +70,7 @@ class KeypointFinder:
         Raises:
             MixshowError: the weights are missing.
         """
-        path = Path(path) if path is not None else WEIGHTS
-        if not path.exists():
-            raise MixshowError(
-                f"{path}: the key-point finder's weights are missing; make them with scripts/train_puppets.py"
-            )
-        network = KeypointNet()
-        tensors, _ = read_safetensors(path)
-        network.load_state_dict({key: value.float() for key, value in tensors.items()})
-        return cls(network)
+        return cls(load_weights(KeypointNet(), "keypoints", path))
 
     @torch.no_grad()
     def find(self, images: Sequence[Image.Image]) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.collect import Collection
+from mixshow.fusion.distill import DistillPlan, distill
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
@@ -47,15 +49,13 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     options = load_fuse_options(path, overrides)
     base, members = _prepare(options, str(path))
     loaded = time.monotonic()
-    fusion = fuse_members(
+    solved = fuse_members(
         base, members, _collection(options), _objective(options), _solvers(options), show_progress=True
     )
-    held_out, held_out_seconds = None, 0.0
-    if options.report.heldout:
-        start = time.monotonic()
-        held_out = _held_out(base, members, fusion, options)
-        held_out_seconds = time.monotonic() - start
-    seconds = {"loading": loaded - started, **fusion.seconds, "held out": held_out_seconds}
+    fusion = _refined(base, members, solved, options)
+    start = time.monotonic()
+    held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
+    seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
     about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
     fused, attachment = fusion.attach(base)
     with attachment:
@@ -181,7 +181,31 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
     return {Stage.TEXT: LBFGS(given.iterations), Stage.KEY_VALUE: LBFGS(given.iterations), Stage.SPATIAL: spatial}
 
 
-def _held_out(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> HeldOutScores:
+def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:
+    given, size = options.refine, options.statistics
+    if given.method == "none":
+        return fusion
+    plan = DistillPlan(
+        steps=given.steps,
+        rate=given.rate,
+        batch_size=given.batch_size,
+        prompts=given.prompts or TEXT,
+        captions=options.anchor.captions or CAPTIONS,
+        width=size.width,
+        height=size.height,
+        seed=given.seed,
+    )
+    start = time.monotonic()
+    refined = distill(base, members, fusion, plan, show_progress=True)
+    return dataclasses.replace(refined, seconds={**fusion.seconds, "distilling": time.monotonic() - start})
+
+
+def _held_out(
+    base: Base, members: Sequence[Member], fusions: Mapping[str, Fusion], options: FuseOptions
+) -> dict[str, HeldOutScores]:
+    """Scores by the name of the fusion; nothing where the report is not wanted."""
+    if not options.report.heldout:
+        return {}
     plan = HeldOutPlan(
         prompts=options.report.prompts or HELD_OUT,
         captions=options.report.captions or HELD_OUT_CAPTIONS,
@@ -191,16 +215,21 @@ def _held_out(base: Base, members: Sequence[Member], fusion: Fusion, options: Fu
         seed=options.report.seed,
     )
     references = HeldOut(base, members, plan, show_progress=True)
-    fused, attachment = fusion.attach(base)
-    with attachment:
-        return references.score(fused)
+    scores: dict[int, HeldOutScores] = {}  # without refining both are the same
+    for fusion in fusions.values():
+        if id(fusion) not in scores:
+            fused, attachment = fusion.attach(base)
+            with attachment:
+                scores[id(fusion)] = references.score(fused)
+    return {name: scores[id(fusion)] for name, fusion in fusions.items()}
 
 
-def _tell(folder: Path, advice: Sequence[str], held_out: HeldOutScores | None) -> None:
-    if held_out is not None:
-        for concept, error in held_out.errors.items():
+def _tell(folder: Path, advice: Sequence[str], held_out: Mapping[str, HeldOutScores]) -> None:
+    if held_out:
+        fused = held_out["fused"]
+        for concept, error in fused.errors.items():
             log.info("%s: held-out error %.2f (0: its own model, 1: the base)", concept, error)
-        log.info("drift of the base on ordinary captions: %.3f", held_out.drift)
+        log.info("drift of the base on ordinary captions: %.3f", fused.drift)
     for text in advice:
         log.info("%s", text)
     log.info("fused model: %s", folder)

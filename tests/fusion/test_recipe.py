@@ -29,6 +29,7 @@ def stage(tiny: Base, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     Path("fuse.yml").write_text(
         f"base: {tiny_folder}\nconcepts: [{{file: duck.safetensors}}, {{file: fox.pth, weight: 2}}]\noutput: fused\n"
         "statistics: {steps: 1, text_prompts: ['a {concept}'], picture_prompts: ['{concept}']}\n"
+        "refine: {steps: 2, prompts: ['{concept}']}\n"
         "anchor: {captions: ['a dog']}\nreport: {steps: 1, prompts: ['a {concept} in the rain'], captions: ['a boy']}\n"
     )
     return tmp_path
@@ -42,7 +43,8 @@ def test_fuse_writes_a_model_and_a_report(stage: Path) -> None:
     layer = next(iter(report["layers"].values()))
     assert {"rank", "condition", "status", "residuals"} <= set(layer)
     assert set(layer["residuals"]["<fox1> <fox2>"]) == {"before", "after"}
-    assert report["options"]["solver"]["ridge"] == 0.01 and report["seconds"]
+    assert report["options"]["solver"]["ridge"] == 0.01 and report["seconds"]["distilling"] > 0
+    assert report["held_out"]["errors"].keys() == report["held_out_solved"]["errors"].keys()
 
 
 def test_a_published_list_stands_in_for_concepts(stage: Path) -> None:

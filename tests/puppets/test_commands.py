@@ -38,6 +38,6 @@ def test_the_shipped_weights_do_what_the_model_card_says(tmp_path: Path) -> None
     assert report["judge"]["cast_right"]["value"] >= 0.97
     assert report["judge"]["near_miss_none"]["value"] >= 0.95
     assert report["pose"]["with_adapter"]["mean_percent_of_height"] <= 8
-    # Chance is 10 to 20 %; the aim of 90 % for every attribute is not reached yet (docs/puppets.md).
+    # The bar of 90 % is met over 400 samples (docs/puppets.md); over 64 it must not be missed by more than the noise.
     for attribute in ("kind", "hair", "shirt", "trousers", "background"):
-        assert report["prompts"][attribute]["value"] >= 0.6
+        assert report["prompts"][attribute]["interval_95"][1] >= 0.9

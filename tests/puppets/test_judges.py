@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from mixshow.core.errors import MixshowError
-from mixshow.puppets import judge as judge_module
-from mixshow.puppets import keypoints as keypoints_module
 from mixshow.puppets.cast import CAST, cast_scene, near_miss
 from mixshow.puppets.judge import HEADS, Judge, JudgeNet, confusion_table, letterbox
 from mixshow.puppets.keypoints import CELL, MAP, POINT_ROWS, KeypointFinder, expected_positions
+from mixshow.puppets.weights_file import WEIGHTS
 from mixshow.puppets.world import SQUARE, sample_scene
 
 
@@ -47,7 +46,7 @@ def test_missing_weights_say_what_to_do(tmp_path) -> None:
         Judge.load(tmp_path / "judge.safetensors")
 
 
-@pytest.mark.skipif(not judge_module.WEIGHTS.exists(), reason="the judge's weights are not in this checkout")
+@pytest.mark.skipif(not (WEIGHTS / "judge.safetensors").exists(), reason="the judge's weights are not in this checkout")
 def test_the_shipped_judge_knows_the_cast_and_is_not_fooled() -> None:
     judge = Judge.load()
     members = [cast_scene(name, 900 + i).render() for name in CAST for i in range(4)]
@@ -57,7 +56,9 @@ def test_the_shipped_judge_knows_the_cast_and_is_not_fooled() -> None:
     assert np.mean([answer == "none" for answer in judge.identities(misses)]) >= 0.9
 
 
-@pytest.mark.skipif(not keypoints_module.WEIGHTS.exists(), reason="the finder's weights are not in this checkout")
+@pytest.mark.skipif(
+    not (WEIGHTS / "keypoints.safetensors").exists(), reason="the finder's weights are not in this checkout"
+)
 def test_the_shipped_finder_finds_heads_hands_and_feet() -> None:
     scenes = [sample_scene(902, i, SQUARE, count=1) for i in range(16)]
     found = KeypointFinder.load().find([scene.render() for scene in scenes])

@@ -24,7 +24,7 @@ _UNKNOWN = -100  # the class number that cross entropy ignores
 def crop_box(sample: Sample, who: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """A box around one puppet with a random margin, or sometimes the whole picture of a single puppet."""
     width, height = sample.scene.size
-    if len(sample.scene.puppets) == 1 and rng.random() < 0.35:
+    if len(sample.scene.puppets) == 1 and rng.random() < 0.5:
         return 0, 0, width, height
     left, top, right, bottom = sample.scene.puppets[who].box or (0, 0, width, height)
     margins = rng.uniform(-0.03, 0.25, 4) * np.array([right - left, bottom - top] * 2)

@@ -1,0 +1,271 @@
+"""Refining a fused model as a whole: it learns to predict noise as each concept's own model does.
+
+The least-squares problems treat every layer on its own; what their errors do together only the whole model shows.
+Distillation (arXiv 1503.02531) starts from their solution and moves the UNet's fused weights so that, along pictures
+that the concepts' own models denoise, the fused model predicts what they predict. The base is a teacher too: for
+ordinary captions, and for the empty prompt everywhere, so that guidance leads from the base to the concept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixshow.core.attachment import Attachment
+from mixshow.core.progress import progress_bar
+from mixshow.core.seeding import derived_seed, torch_generator
+from mixshow.edlora.layerwise import layerwise_states
+from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.layers import Stage, layers_of
+from mixshow.fusion.members import Member
+from mixshow.fusion.prompts import CAPTIONS, TEXT, filled
+from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.sampling.denoise import denoise
+from mixshow.sampling.generate import latent_size, start_noise
+from mixshow.sampling.precision import Precision, autocast
+
+_WALKED_TOGETHER = 8  # pictures
+_WARMUP = 20  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillPlan:
+    """How long and on what.
+
+    Attributes:
+        steps: optimizer steps.
+        rate: AdamW's highest rate; it rises over the first steps and falls to 0 along a cosine.
+        batch_size: predictions per step.
+        ordinary: share of a batch in which the base teaches ordinary captions.
+        empty: share in which the base teaches the empty prompt on the concepts' pictures.
+        prompts: with `{concept}`; one picture each is denoised by the concept's own model.
+        captions: ordinary ones.
+        walk_steps: denoising steps of a picture; all are learned from.
+        guidance: with which the pictures are denoised.
+        width: pixels; None: the base's native side. `height` likewise.
+    """
+
+    steps: int = 300
+    rate: float = 5e-4
+    batch_size: int = 8
+    ordinary: float = 0.15
+    empty: float = 0.1
+    prompts: Sequence[str] = TEXT
+    captions: Sequence[str] = CAPTIONS
+    walk_steps: int = 12
+    guidance: float = 5.0
+    width: int | None = None
+    height: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lessons:
+    """Points at which a teacher's predictions are known; `[points, ...]` each.
+
+    Attributes:
+        latents: what the UNet reads.
+        times: timesteps.
+        prompts: of each point.
+        targets: the teacher's predictions.
+    """
+
+    latents: Tensor
+    times: Tensor
+    prompts: Sequence[str]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curriculum:
+    """All lessons of a fusion.
+
+    Attributes:
+        concepts: one set per member, taught by its own model.
+        empty: the same points with the empty prompt, taught by the base.
+        ordinary: ordinary captions, taught by the base.
+        scale: by timestep, the mean squared change that the concepts' networks make to predictions. Errors are counted
+            in this unit, so that no noise level and no loud concept wins.
+    """
+
+    concepts: Sequence[Lessons]
+    empty: Lessons
+    ordinary: Lessons
+    scale: Mapping[float, float]
+
+
+def distill(
+    base: Base, members: Sequence[Member], fusion: Fusion, plan: DistillPlan, *, show_progress: bool = False
+) -> Fusion:
+    """Refine a fusion. The base is unchanged afterwards.
+
+    Args:
+        fusion: where to start; the layers it changes in the UNet are the ones that move, its embeddings and text
+            encoder stay.
+
+    Returns:
+        A fusion with full-rank changes in the UNet.
+    """
+    curriculum = write_curriculum(base, members, plan, show_progress=show_progress)
+    unet_layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
+    weights = {path: _weight(unet_layers[path]) for path in fusion.changes if path in unet_layers}
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        for weight in weights.values():
+            _make_trainable(weight, attachment)
+        _train(fused, list(weights.values()), curriculum, plan, show_progress)
+        refined = {path: weight.detach().clone() for path, weight in weights.items()}
+    changes = {
+        path: (refined[path] - weights[path].detach().float()).reshape(change.shape).to(change)
+        if path in refined
+        else change
+        for path, change in fusion.changes.items()
+    }
+    return dataclasses.replace(fusion, changes=changes)
+
+
+def write_curriculum(
+    base: Base, members: Sequence[Member], plan: DistillPlan, *, show_progress: bool = False
+) -> Curriculum:
+    """Denoise the pictures to learn from and keep every point with the teachers' predictions."""
+    concepts: list[Lessons] = []
+    empty: list[Lessons] = []
+    changes: dict[float, list[float]] = {}
+    with progress_bar(len(members) + 1, "teachers' predictions", enabled=show_progress) as bar:
+        for number, member in enumerate(members):
+            prompts = filled(plan.prompts, member.concept.text)
+            with member.in_place(base) as tuned:
+                own = _lessons(tuned, prompts, plan, number)
+            with member.in_place(base, stages=()) as untuned:
+                plain = _predict(untuned, own)
+                without = dataclasses.replace(own, prompts=[""] * len(own))
+                empty.append(dataclasses.replace(without, targets=_predict(untuned, without)))
+            for time, change in zip(own.times.tolist(), (own.targets - plain).square().flatten(1).mean(1).tolist()):
+                changes.setdefault(time, []).append(change)
+            concepts.append(own)
+            bar.update()
+        ordinary = _lessons(base, list(plan.captions), plan, len(members))
+        bar.update()
+    scale = {time: sum(values) / len(values) for time, values in changes.items()}
+    return Curriculum(concepts, _joined(empty), ordinary, scale)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def _make_trainable(weight: nn.Parameter, attachment: Attachment) -> None:
+    """Let a weight that the attachment put in place learn in float32, until it is detached."""
+    attachment.add(partial(weight.requires_grad_, weight.requires_grad))
+    attachment.add(partial(setattr, weight, "grad", None))
+    weight.data = weight.data.float()
+    weight.requires_grad_(True)
+
+
+def _train(
+    fused: Base, parameters: Sequence[nn.Parameter], curriculum: Curriculum, plan: DistillPlan, show_progress: bool
+) -> None:
+    sets = [*curriculum.concepts, curriculum.empty, curriculum.ordinary]
+    taught = 1 - plan.empty - plan.ordinary
+    shares = torch.tensor([taught / len(curriculum.concepts)] * len(curriculum.concepts) + [plan.empty, plan.ordinary])
+    states = _states(fused, [prompt for lessons in sets for prompt in lessons.prompts])
+    floor = 1e-3 * max(curriculum.scale.values())
+    generator = torch_generator(plan.seed, "distill")
+    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.0)
+    with progress_bar(plan.steps, "distilling", enabled=show_progress) as bar, layerwise_states(fused.unet):
+        for step in range(plan.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = _rate_at(step, plan)
+            rows = []
+            for number in torch.multinomial(shares, plan.batch_size, replacement=True, generator=generator).tolist():
+                row = int(torch.randint(len(sets[number]), (1,), generator=generator))
+                rows.append((sets[number], row))
+            latents = torch.stack([lessons.latents[row] for lessons, row in rows])
+            targets = torch.stack([lessons.targets[row] for lessons, row in rows])
+            times = torch.stack([lessons.times[row] for lessons, row in rows])
+            text = torch.stack([states[lessons.prompts[row]] for lessons, row in rows])
+            unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in times.tolist()])
+            with autocast(latents.device, Precision.AUTO):
+                predicted = fused.unet(latents, times, encoder_hidden_states=text).sample
+            errors = (predicted.float() - targets.float()).square().flatten(1).mean(1)
+            loss = (errors / unit.to(errors.device)).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            bar.update()
+            if step % 10 == 0:
+                bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)
+
+
+def _rate_at(step: int, plan: DistillPlan) -> float:
+    return plan.rate * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
+
+
+def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: int) -> Lessons:
+    """Every point of denoising one picture per prompt with guidance, with the model's own predictions there."""
+    height, width = latent_size(model, plan.width, plan.height)
+    parts = []
+    for start in range(0, len(prompts), _WALKED_TOGETHER):
+        batch = list(prompts[start : start + _WALKED_TOGETHER])
+        points: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def observe(_: nn.Module, arguments: tuple[Any, ...], output: Any, points: list[Any] = points) -> None:
+            latents, time = arguments[:2]
+            points.append((latents.chunk(2)[1], time, output.sample.chunk(2)[1]))
+
+        seeds = [derived_seed(plan.seed, "distill", number, start + i) for i in range(len(batch))]
+        scheduler = make_scheduler(model)
+        scheduler.set_timesteps(plan.walk_steps, device=model.device)
+        states = encode_prompts(model, batch)
+        negative = encode_prompts(model, [""]).expand_as(states)
+        with Attachment() as attachment:
+            attachment.add_hook(model.unet.register_forward_hook(observe))
+            denoise(
+                model, scheduler, start_noise(model, seeds, height, width), states, negative, guidance=plan.guidance,
+                precision=Precision.AUTO,
+            )  # fmt: skip
+        for latents, time, predicted in points:
+            times = torch.as_tensor(time, device=latents.device).expand(len(batch))
+            parts.append(Lessons(latents, times, batch, predicted.float()))
+    return _joined(parts)
+
+
+@torch.no_grad()
+def _predict(model: Base, lessons: Lessons) -> Tensor:
+    """A model's predictions at the points of lessons."""
+    states = _states(model, lessons.prompts)
+    parts = []
+    with layerwise_states(model.unet), autocast(lessons.latents.device, Precision.AUTO):
+        for start in range(0, len(lessons), 2 * _WALKED_TOGETHER):
+            part = slice(start, start + 2 * _WALKED_TOGETHER)
+            text = torch.stack([states[prompt] for prompt in lessons.prompts[part]])
+            parts.append(model.unet(lessons.latents[part], lessons.times[part], encoder_hidden_states=text).sample)
+    return torch.cat(parts).float()
+
+
+@torch.no_grad()
+def _states(model: Base, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Text states `[layers, tokens, width]` by prompt."""
+    distinct = list(dict.fromkeys(prompts))
+    return dict(zip(distinct, encode_prompts(model, distinct, chunk=64)))
+
+
+def _joined(parts: Sequence[Lessons]) -> Lessons:
+    return Lessons(
+        torch.cat([part.latents for part in parts]),
+        torch.cat([part.times for part in parts]),
+        [prompt for part in parts for prompt in part.prompts],
+        torch.cat([part.targets for part in parts]),
+    )
