@@ -14,10 +14,11 @@ from PIL import Image
 
 from mixshow.cli.main import main
 from mixshow.formats import read_concept
+from mixshow.lycoris.registry import ALGORITHMS
 from tests.edlora.conftest import write_pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = sorted((ROOT / "options" / "train" / "edlora").glob("*.yml"))
+OPTIONS = sorted((ROOT / "options" / "train").glob("*/*.yml"))
 
 
 @pytest.fixture
@@ -130,8 +131,10 @@ def test_every_options_file_trains(file, tiny_folder, tmp_path, capsys):
     assert read_concept(tmp_path / "out" / "concept.safetensors").embeddings
 
 
-def test_there_are_ten_options_files():
-    assert len(OPTIONS) == 10
+def test_every_algorithm_has_an_options_file():
+    in_files = {file.stem for file in OPTIONS if file.parent.name == "lycoris"}
+    assert in_files == set(ALGORITHMS) - {"norm"}  # norms are in no placement
+    assert len(OPTIONS) - len(in_files) == 10
 
 
 @pytest.mark.slow

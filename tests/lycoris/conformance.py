@@ -57,7 +57,8 @@ class Conformance:
     Attributes:
         algo: the algorithm's name; `options` its own options.
         kinds: the modules of `KINDS` that it can change; on the other layers it must refuse.
-        exact_start: a fresh network gives the base's bits; otherwise its values to 1e-6 (a norm divided by itself).
+        exact_start: a fresh network gives the base's bits; otherwise its values to 1e-6 (a norm divided by
+            itself, a bias added after the product).
         proportional: the change is proportional to the multiplier.
         rank_dropout: rank dropout does something on the module kinds checked.
     """
