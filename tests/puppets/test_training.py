@@ -63,4 +63,5 @@ def test_the_whole_way_runs_at_a_tiny_scale(tmp_path: Path) -> None:
     checkpoint = checkpoint_path(tmp_path / "work", "diffusion")
     before = torch.load(checkpoint, weights_only=True)
     stages.run(tmp_path / "work", only="diffusion", scale=0.0005)
-    assert torch.load(checkpoint, weights_only=True)["step"] == before["step"] == 2
+    planned = max(2, round(stages.stages()["diffusion"].amount * 0.0005))
+    assert torch.load(checkpoint, weights_only=True)["step"] == before["step"] == planned
