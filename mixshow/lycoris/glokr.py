@@ -19,7 +19,7 @@ from mixshow.core.errors import MixshowError
 from mixshow.lycoris.algorithm import Algorithm, precise, read_alpha, scale_tensor
 from mixshow.lycoris.kronecker import PARTS, KroneckerFactors
 from mixshow.lycoris.kronecker_forward import rows_times
-from mixshow.lycoris.layer import matrix_of
+from mixshow.lycoris.layer import RANK_STABILISED, matrix_of
 
 
 class GLoKr(Algorithm):
@@ -32,7 +32,7 @@ class GLoKr(Algorithm):
         "full_matrix": "no factor is low-rank",
         "use_tucker": "low-rank kernels larger than 1 get a core of their own",
         "use_scalar": "train one more factor, from 0, in place of parts that start at 0",
-        "rs_lora": "scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)",
+        **RANK_STABILISED,
     }
 
     def __init__(

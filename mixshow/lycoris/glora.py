@@ -23,7 +23,7 @@ from mixshow.lycoris.algorithm import (
     scale_tensor,
     weight_of,
 )
-from mixshow.lycoris.layer import check_rank, fits, matrix_of, pointwise
+from mixshow.lycoris.layer import RANK_STABILISED, check_rank, fits, matrix_of, pointwise
 from mixshow.lycoris.low_rank import low_rank_change, weight_is_cheaper
 from mixshow.lycoris.operation import module_operation, output_positions, rebuilt_operation
 
@@ -36,7 +36,7 @@ class GLoRA(Algorithm):
     name = "glora"
     options: ClassVar[Mapping[str, str]] = {
         "use_scalar": "train one more factor, from 0, in place of parts that start at 0",
-        "rs_lora": "scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)",
+        **RANK_STABILISED,
     }
 
     def __init__(

@@ -14,6 +14,9 @@ from mixshow.lycoris.algorithm import weight_of
 # an algorithm's products are so small that moving their results takes longer than making them.
 MOVE = 28
 
+# The help of an option that several algorithms have.
+RANK_STABILISED = {"rs_lora": "scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)"}
+
 
 def matrix_of(module: nn.Module) -> Tensor:
     """The weight `[out, in / groups, *kernel]` of a linear layer or convolution.

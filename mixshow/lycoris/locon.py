@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
 from mixshow.lycoris.algorithm import Algorithm, precise, read_alpha, scale_tensor, weight_of
-from mixshow.lycoris.layer import check_rank, fits, matrix_of
+from mixshow.lycoris.layer import RANK_STABILISED, check_rank, fits, matrix_of
 from mixshow.lycoris.low_rank import low_rank_change, weight_is_cheaper
 from mixshow.lycoris.magnitude import MAGNITUDE_OPTIONS, Magnitude
 from mixshow.lycoris.operation import module_operation, output_positions
@@ -29,7 +29,7 @@ class LoCon(Algorithm):
     options: ClassVar[Mapping[str, str]] = {
         "use_tucker": "kernels larger than 1 get a core of their own between 1x1 factors",
         "use_scalar": "train one more factor, from 0, in place of an up part that starts at 0",
-        "rs_lora": "scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)",
+        **RANK_STABILISED,
         **MAGNITUDE_OPTIONS,
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mixshow.lycoris.algorithm import Algorithm, read_alpha, scale_tensor, weight_of
 from mixshow.lycoris.kronecker import PARTS, KroneckerFactors
 from mixshow.lycoris.kronecker_forward import cost_per_position, kronecker_change
-from mixshow.lycoris.layer import MOVE, matrix_of
+from mixshow.lycoris.layer import MOVE, RANK_STABILISED, matrix_of
 from mixshow.lycoris.low_rank import weight_is_cheaper
 from mixshow.lycoris.magnitude import MAGNITUDE_OPTIONS, Magnitude
 
@@ -32,7 +32,7 @@ class LoKr(Algorithm):
         "unbalanced_factorization": "the larger part of the output's width goes to the first factor",
         "use_tucker": "low-rank kernels larger than 1 get a core of their own",
         "use_scalar": "train one more factor, from 0, in place of a part that starts at 0",
-        "rs_lora": "scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)",
+        **RANK_STABILISED,
         **MAGNITUDE_OPTIONS,
     }
 
