@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from mixshow.puppets.training import stages
+from mixshow.core.errors import MixshowError
+from mixshow.core.files import read_json
+from mixshow.puppets.training import diffusion, stages
 from mixshow.puppets.training.loop import Plan, Trainer, checkpoint_path
+from mixshow.puppets.training.restore import restore
 
 
 def _trainer(folder: Path, steps: int = 6) -> tuple[Trainer, nn.Linear]:
@@ -65,3 +69,22 @@ def test_the_whole_way_runs_at_a_tiny_scale(tmp_path: Path) -> None:
     stages.run(tmp_path / "work", only="diffusion", scale=0.0005)
     planned = max(2, round(stages.stages()["diffusion"].amount * 0.0005))
     assert torch.load(checkpoint, weights_only=True)["step"] == before["step"] == planned
+
+
+def test_restored_weights_go_on_from_their_step_with_a_new_warm_up(tmp_path: Path) -> None:
+    """What ships becomes checkpoints; the optimizer is new, and stopping then changes nothing."""
+    lengths = {name: stage.amount for name, stage in stages.stages().items()}
+    restore(tmp_path, stages.WEIGHTS, lengths)
+    modules = diffusion.load(tmp_path)
+    shipped = UNet2DConditionModel.from_pretrained(stages.WEIGHTS / "base" / "unet").state_dict()
+    assert all(torch.equal(value, shipped[key]) for key, value in modules["unet"].state_dict().items())
+    step = torch.load(checkpoint_path(tmp_path, diffusion.STAGE), weights_only=True)["step"]
+    assert step == read_json(stages.WEIGHTS / "base" / "training.json")["diffusion_steps"]
+    with pytest.raises(MixshowError, match="already there"):
+        restore(tmp_path, stages.WEIGHTS, lengths)
+
+
+def test_a_new_optimizer_warms_up_from_where_it_starts() -> None:
+    plan = Plan(1000, 1.0, warmup=100)
+    assert plan.rate_at(500, fresh_at=500) == pytest.approx(plan.rate_at(500) / 100)
+    assert plan.rate_at(600, fresh_at=500) == plan.rate_at(600)

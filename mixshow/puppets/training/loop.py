@@ -32,8 +32,9 @@ class Plan:
     weight_decay: float = 1e-2
     clip: float = 1.0
 
-    def rate_at(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.warmup)
+    def rate_at(self, step: int, fresh_at: int = 0) -> float:
+        """The rate of a step; the warm-up counts from the step at which the optimizer was new."""
+        warm = min(1.0, (step - fresh_at + 1) / self.warmup)
         return self.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))
 
     def ema_at(self, step: int) -> float:
@@ -101,7 +102,7 @@ class Trainer:
 
     def __init__(self, folder: Path, stage: str, modules: Mapping[str, nn.Module], plan: Plan) -> None:
         self.folder, self.stage, self.modules, self.plan = folder, stage, dict(modules), plan
-        self.step = 0
+        self.step = self.fresh_at = 0
         parameters: list[Tensor] = [p for module in self.modules.values() for p in module.parameters()]
         self.parameters = parameters
         self.optimizer = torch.optim.AdamW(
@@ -117,13 +118,14 @@ class Trainer:
         state = torch.load(path, map_location="cpu", weights_only=True)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:  # restored weights have none
+            self.optimizer.load_state_dict(state["optimizer"])
         averages = []
         for name, module in self.modules.items():
             averages += [state["average"][name][key] for key, _ in module.named_parameters()]
         for mine, saved in zip(self.average, averages, strict=True):
             mine.copy_(saved)
-        self.step = state["step"]
+        self.step, self.fresh_at = state["step"], state.get("fresh_at", 0)
 
     def save(self) -> None:
         """Write everything that resuming needs."""
@@ -133,6 +135,7 @@ class Trainer:
             averages[name] = module.state_dict() | {key: next(remaining) for key, _ in module.named_parameters()}
         state = {
             "step": self.step,
+            "fresh_at": self.fresh_at,
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "average": averages,
             "optimizer": self.optimizer.state_dict(),
@@ -149,7 +152,7 @@ class Trainer:
         with bar, _interruptions() as interruptions:
             for step in bar:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.plan.rate_at(step)
+                    group["lr"] = self.plan.rate_at(step, self.fresh_at)
                 loss = loss_of(step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
