@@ -28,7 +28,7 @@ from mixshow.models.base import Base, load_base
 from mixshow.puppets.cast import CAST, write_cast
 from mixshow.puppets.judge import Judge
 from mixshow.recipes.compose import compose_file
-from mixshow.recipes.demo_options import fuse_options, train_options
+from mixshow.recipes.demo_options import GUIDANCE, STEPS, fuse_options, train_options
 from mixshow.recipes.demo_page import write_page
 from mixshow.recipes.fuse import fuse
 from mixshow.recipes.puppets import judge_accuracy
@@ -39,7 +39,6 @@ from mixshow.sampling.generate import sample
 DEFAULT_CAST = ("pip", "luma", "rusty")
 SCENES, SEEDS_PER_SCENE = 12, 3
 SAMPLES_PER_CHARACTER = 36
-GUIDANCE, STEPS = 5.0, 20
 REPORT, PAGE = "report.json", "index.html"
 Pictures = dict[str, list[Image.Image]]  # by character
 
@@ -100,18 +99,25 @@ def demo(output: Path, *, names: Sequence[str] = DEFAULT_CAST, seed: int = 0) ->
     return report
 
 
-def character_pictures(base: Base, character: str) -> list[Image.Image]:
+def character_pictures(
+    base: Base,
+    character: str,
+    *,
+    count: int = SAMPLES_PER_CHARACTER,
+    first_seed: int = 0,
+    guidance: float = GUIDANCE,
+) -> list[Image.Image]:
     """Pictures of one character on prompts that neither training nor fusion used, the same seeds for every model.
 
     Args:
         character: how the prompt names it.
     """
-    prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(SAMPLES_PER_CHARACTER)]
+    prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(count)]
     return sample(
         base,
         [prompt.format(concept=character) for prompt in prompts],
-        seeds=range(SAMPLES_PER_CHARACTER),
-        guidance=GUIDANCE,
+        seeds=range(first_seed, first_seed + count),
+        guidance=guidance,
         steps=STEPS,
         batch_size=12,
     )

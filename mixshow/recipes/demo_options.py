@@ -11,6 +11,8 @@ from mixshow.config.load import build
 from mixshow.config.train import TrainOptions
 from mixshow.puppets.cast import CAST
 
+GUIDANCE, STEPS = 3.0, 20  # of all the demo's pictures; more guidance paints over hats and wings (docs/puppets.md)
+
 
 def train_options(name: str, *, pictures: Path, output: Path, seed: int = 0) -> TrainOptions:
     """One cast member's training.
@@ -46,8 +48,8 @@ def train_options(name: str, *, pictures: Path, output: Path, seed: int = 0) -> 
         "sample": {
             "prompts": ["a photo of <TOK>", "<TOK> at the beach", "<TOK>, waving, in the snow"],
             "seeds": [0, 1],
-            "steps": 20,
-            "guidance": 5.0,
+            "steps": STEPS,
+            "guidance": GUIDANCE,
             "strengths": [0.0, 1.0],
         },
     }

@@ -15,6 +15,7 @@ from mixshow.edlora.concept import Concept
 from mixshow.puppets.backgrounds import BACKGROUNDS, PLACES
 from mixshow.puppets.cast import member
 from mixshow.puppets.world import WIDE, sample_scene
+from mixshow.recipes.demo_options import GUIDANCE, STEPS
 
 # Room around a skeleton, in parts of its height: hands and feet are wider than their key points, and above the
 # nose there are hair and hats.
@@ -90,8 +91,8 @@ def scene_options(
             ],
             "seeds": list(seeds),
             "batch_size": len(seeds),
-            "guidance": 5.0,
-            "steps": 20,
+            "guidance": GUIDANCE,
+            "steps": STEPS,
         },
         scene.name,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -48,7 +49,9 @@ def train(folder: Path, steps: int, stop_at: int | None = None) -> None:
     modules = {name: module.to(on) for name, module in make_modules().items()}
     if on.type == "cpu":
         # The fused attention's backward pass in bf16 is slow on processors: 1.06 s for a UNet step, 0.78 s with this.
-        modules["unet"].set_attn_processor(AttnProcessor())
+        unet = modules["unet"]
+        assert isinstance(unet, UNet2DConditionModel)
+        unet.set_attn_processor(AttnProcessor())
     text_encoder = text.load(folder).to(on)
     tokenizer = make_tokenizer()
     encoded, _ = latents.load(folder)

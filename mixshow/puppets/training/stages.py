@@ -29,9 +29,9 @@ def stages(weights: Path = WEIGHTS, scale: float = 1.0) -> dict[str, Stage]:
 
     return {
         "autoencoder": Stage(7000, lambda folder, steps: autoencoder.train(folder, steps, renders(3000))),
-        "latents": Stage(16000, latents.encode),
+        "latents": Stage(24000, latents.encode),
         "text": Stage(1100, text.train),
-        "diffusion": Stage(6600, diffusion.train),
+        "diffusion": Stage(10400, diffusion.train),
         "judge": Stage(4500, lambda folder, steps: judge.train(folder, steps, renders(8000))),
         "keypoints": Stage(900, lambda folder, steps: keypoints.train(folder, steps, renders(5000))),
         "export": Stage(0, lambda folder, _: export.export(folder, weights)),
