@@ -172,6 +172,30 @@ def test_files_that_do_not_fit_are_explained(block: Block, changes: dict[str, An
     assert torch.equal(block(X), before)
 
 
+def test_all_modules_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model, wider = (nn.ModuleDict({f"layer{i}": nn.Linear(width, 3) for i in range(13)}) for width in (4, 5))
+    path = tmp_path / "wider.safetensors"
+    create_network({"unet": wider}, dim=2).save(path)
+    with pytest.raises(MixshowError) as caught:
+        load_network({"unet": model}, path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11 and all(line.startswith(f"{path}: ") for line in lines)
+    assert all("expected factors for a weight of shape [3, 4], found up [3, 2]" in line for line in lines[:10])
+    assert len({line.split("'")[1] for line in lines[:10]}) == 10
+    assert lines[10].endswith("3 more modules do not fit either")
+
+
+def test_a_file_without_alpha_is_read_only_when_told_how(block: Block) -> None:
+    tensors = {key: tensor for key, tensor in made(block, alpha=2.0).file_tensors().items() if "alpha" not in key}
+    before = block(X)
+    with pytest.raises(MixshowError, match="'lora_unet_conv', 'lora_unet_mix', 'lora_unet_linear' have no tensor"):
+        load_network({"unet": block}, tensors)
+    assert torch.equal(block(X), before)
+    found = dict(load_network({"unet": block}, tensors, missing_alpha="rank").deltas())
+    for name, delta in made(block, alpha=2.0).deltas():
+        torch.testing.assert_close(found[name], delta.float())
+
+
 def test_a_file_without_a_network_is_refused(block: Block, tmp_path: Path) -> None:
     """Tensors may be none: a concept can do without a network."""
     write_safetensors(tmp_path / "empty.safetensors", {"bundle_emb.x.emb_params": torch.zeros(1, 4)})
