@@ -58,7 +58,10 @@ def load_concept(path: Path | str) -> Concept:
     """
     tensors, metadata = read_safetensors(path)
     if "mixshow" not in metadata:
-        raise MixshowError(f"{path}: expected a mixshow concept file, found a safetensors file without its metadata")
+        raise MixshowError(
+            f"{path}: expected a mixshow concept file, found a safetensors file without its metadata; a plain "
+            "network belongs under networks"
+        )
     about = json.loads(metadata["mixshow"])
     if about.get("format") != "mixshow.concept" or about.get("version", 0) > FORMAT_VERSION:
         raise MixshowError(
