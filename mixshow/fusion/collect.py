@@ -77,7 +77,7 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
     Args:
         padded: run prompts padded to full length, as sampling does.
     """
-    with StatisticsRecorder({layer.path: layer.module for layer in layers}, double=True) as recorder:
+    with _recorder(layers, double=True) as recorder:
         for ids in _id_batches(base, prompts, padded):
             base.text_encoder(ids)
     return recorder.statistics()
@@ -92,7 +92,8 @@ def key_value_statistics(
     Args:
         every_position: all positions of padded prompts; otherwise concept tokens and the end token.
     """
-    statistics: list[LayerStatistics | None] = [None] * base.topology.layers
+    read = {(layer.text_layer, layer.extended) for layer in layers}
+    statistics: dict[tuple[int | None, bool], LayerStatistics] = {}
     chosen_ids = torch.tensor(
         [base.tokenizer.eos_token_id, *(number for ids in base.vocabulary.ids.values() for number in ids)]
     )
@@ -108,9 +109,11 @@ def key_value_statistics(
         for number, rows in enumerate(states):
             if not every_position:
                 rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
-            own, before = LayerStatistics.of_rows(rows), statistics[number]
-            statistics[number] = own if before is None else before + own
-    return {layer.path: statistics[layer.text_layer] for layer in layers}  # type: ignore[index, misc]
+            for extended in (False, True):
+                if (number, extended) in read:
+                    own, before = LayerStatistics.of_rows(rows, extended=extended), statistics.get((number, extended))
+                    statistics[number, extended] = own if before is None else before + own
+    return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
 
 
 @torch.no_grad()
@@ -119,7 +122,7 @@ def spatial_statistics(
 ) -> Statistics:
     """Inputs of UNet layers while pictures of the prompts are denoised, without guidance."""
     height, width = latent_size(base, collection.width, collection.height)
-    with StatisticsRecorder({layer.path: layer.module for layer in layers}) as recorder:
+    with _recorder(layers) as recorder:
         for start in range(0, len(prompts), collection.batch_size):
             batch = prompts[start : start + collection.batch_size]
             seeds = [derived_seed(collection.seed, "statistics", start + i) for i in range(len(batch))]
@@ -127,6 +130,11 @@ def spatial_statistics(
             scheduler.set_timesteps(collection.steps, device=base.device)
             denoise(base, scheduler, start_noise(base, seeds, height, width), encode_prompts(base, batch))
     return recorder.statistics()
+
+
+def _recorder(layers: Sequence[Layer], *, double: bool = False) -> StatisticsRecorder:
+    extended = [layer.path for layer in layers if layer.extended]
+    return StatisticsRecorder({layer.path: layer.module for layer in layers}, extended=extended, double=double)
 
 
 def _ids_per_layer(base: Base, prompt: str, padded: bool) -> torch.Tensor:

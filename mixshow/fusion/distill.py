@@ -109,8 +109,8 @@ def distill(
     """Refine a fusion. The base is unchanged afterwards.
 
     Args:
-        fusion: where to start; the layers it changes in the UNet are the ones that move, its embeddings and text
-            encoder stay.
+        fusion: where to start; the weights it changes in the UNet are the ones that move, its biases, embeddings and
+            text encoder stay.
 
     Returns:
         A fusion with full-rank changes in the UNet.
@@ -124,12 +124,11 @@ def distill(
             _make_trainable(weight, attachment)
         _train(fused, list(weights.values()), curriculum, plan, show_progress)
         refined = {path: weight.detach().clone() for path, weight in weights.items()}
-    changes = {
-        path: (refined[path] - weights[path].detach().float()).reshape(change.shape).to(change)
-        if path in refined
-        else change
-        for path, change in fusion.changes.items()
-    }
+    changes = dict(fusion.changes)
+    for path, weight in weights.items():
+        before = changes[path]
+        moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
+        changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
     return dataclasses.replace(fusion, changes=changes)
 
 
