@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     match.add_argument("--train-norm", action="store_true", help="change normalisation layers too")
     match.add_argument("--names", action="store_true", help="list every module")
+    match.add_argument("--blocks", action="store_true", help="sums by block of the UNet, as network.blocks counts them")
     for action in (listing, describe, match):
         action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
@@ -48,5 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
             train_norm=arguments.train_norm,
             options=arguments.option,
             names=arguments.names,
+            blocks=arguments.blocks,
         )
     print(text)
