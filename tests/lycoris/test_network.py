@@ -329,6 +329,18 @@ def test_what_is_made_or_loaded_beside_a_merged_network(stack: nn.Sequential, ke
     with_one.unmerge()
 
 
+def test_a_compiled_model_notices_what_is_merged(stack: nn.Sequential) -> None:
+    torch.compiler.reset()
+    compiled, plain = torch.compile(stack, backend="eager"), stack(ROWS)
+    one = made(stack, targets=None, algo="loha")
+    other = made(stack, targets=None, weight_decompose=True, wd_on_out=False)
+    with other:
+        for change in (lambda: None, one.merge, one.unmerge):
+            change()
+            torch.testing.assert_close(compiled(ROWS), stack(ROWS), rtol=1e-9, atol=1e-9)
+    assert torch.equal(compiled(ROWS), plain)
+
+
 def test_a_model_converted_while_merged_gets_its_weights_back_converted(stack: nn.Sequential) -> None:
     expected = {name: tensor.bfloat16() for name, tensor in stack.state_dict().items()}
     network = made(stack, targets=None).merge()
