@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.progress import log
 from mixshow.lycoris.algorithm import Algorithm, weight_of
 from mixshow.lycoris.files import MissingAlpha, read_network_file
 from mixshow.lycoris.naming import NameIndex
@@ -38,9 +39,12 @@ def load_network(
             left as they were.
     """
     index = NameIndex(models)
-    grouped = read_network_file(source, index, missing_alpha=missing_alpha).modules
+    contents = read_network_file(source, index, missing_alpha=missing_alpha)
+    grouped = contents.modules
     if not grouped and not isinstance(source, Mapping):
         raise MixshowError(f"{source}: expected tensors of a network, '<module>.<name>', found none")
+    if contents.embeddings and not isinstance(source, Mapping):
+        log.info("%s: only its network is used, its embeddings are not: %s", source, ", ".join(contents.embeddings))
     adapters: dict[str, Algorithm] = {}
     problems: list[str] = []
     for name, parts in grouped.items():

@@ -172,6 +172,19 @@ def test_files_that_do_not_fit_are_explained(block: Block, changes: dict[str, An
     assert torch.equal(block(X), before)
 
 
+def test_embeddings_beside_a_network_are_not_passed_over_in_silence(
+    block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, tensors = tmp_path / "bundle.safetensors", made(block).file_tensors()
+    write_safetensors(path, {**tensors, "bundle_emb.<s1>.emb_params": torch.zeros(1, 4)})
+    with caplog.at_level(logging.INFO, logger="mixshow"):
+        logging.getLogger("mixshow").propagate = True
+        load_network({"unet": block}, tensors)
+        assert not caplog.text
+        load_network({"unet": block}, path)
+    assert "its embeddings are not: bundle_emb.<s1>.emb_params" in caplog.text
+
+
 def test_all_modules_that_do_not_fit_are_named(tmp_path: Path) -> None:
     model, wider = (nn.ModuleDict({f"layer{i}": nn.Linear(width, 3) for i in range(13)}) for width in (4, 5))
     path = tmp_path / "wider.safetensors"
