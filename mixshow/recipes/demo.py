@@ -100,17 +100,18 @@ def demo(output: Path, *, names: Sequence[str] = DEFAULT_CAST, seed: int = 0) ->
     return report
 
 
-def character_pictures(base: Base, character: str) -> list[Image.Image]:
+def character_pictures(base: Base, character: str, count: int = SAMPLES_PER_CHARACTER) -> list[Image.Image]:
     """Pictures of one character on prompts that neither training nor fusion used, the same seeds for every model.
 
     Args:
         character: how the prompt names it.
+        count: how many pictures.
     """
-    prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(SAMPLES_PER_CHARACTER)]
+    prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(count)]
     return sample(
         base,
         [prompt.format(concept=character) for prompt in prompts],
-        seeds=range(SAMPLES_PER_CHARACTER),
+        seeds=range(count),
         guidance=GUIDANCE,
         steps=STEPS,
         batch_size=12,
