@@ -187,16 +187,16 @@ def train_concept(
 
 
 def make_network(base: Base, options: NetworkOptions, *, seed: int) -> Network:
-    """A fresh network over both models, with each model's placement and rank."""
+    """A fresh network over all models, with each model's placement and rank."""
     adapters: dict[str, Any] = {}
-    for model, root in (("text_encoder", base.text_encoder), ("unet", base.unet)):
-        part = options.part(model)  # type: ignore[arg-type]
+    for model, root in base.models.items():
+        part = options.part("unet" if model == "unet" else "text_encoder")
         if part is None:
             continue
         network = create_network(
             base.models,
             algo=options.algo,
-            targets=placed_targets(model, root, part.placement),
+            targets=placed_targets(model, root, part.placement, base.models),
             dim=part.rank or options.rank,
             alpha=part.alpha,
             generator=torch_generator(seed, "network", model),
