@@ -13,16 +13,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import folder_written_atomically, read_json, write_json
 from mixshow.models.checkpoint import open_checkpoint
-from mixshow.models.kinds import PREDICTIONS, is_xl, kind_problem, pipeline_index
+from mixshow.models.folder import folder_parts, model_index
+from mixshow.models.kinds import PREDICTIONS
 from mixshow.models.topology import Topology, describe
 from mixshow.models.vocabulary import ConceptVocabulary
 
@@ -139,7 +139,7 @@ def load_base(
     place = _place(source)
     with _explained(str(source)):
         file = open_checkpoint(Path(place)) if Path(place).is_file() else None
-        parts = _folder_parts(place, dtype) if file is None else file.parts(dtype)
+        parts = folder_parts(place, dtype) if file is None else file.parts(dtype)
     xl = "text_encoder_2" in parts
     with _explained(str(vae or source)):
         autoencoder = _read_vae(_place(vae or source), dtype, xl) if vae or file is None else file.vae(dtype, xl=xl)
@@ -173,7 +173,7 @@ def save_base(base: Base, folder: Path | str, *, extra: Mapping[str, Any] | None
         base.vae.save_pretrained(temporary / "vae")
         base.unet.save_pretrained(temporary / "unet")
         write_json(temporary / "scheduler" / "scheduler_config.json", dict(base.scheduler_config))
-        write_json(temporary / "model_index.json", _model_index(base))
+        write_json(temporary / "model_index.json", model_index(base))
         if base.vocabulary.tokens:
             write_json(temporary / CONCEPT_CONFIG, base.vocabulary.to_config())
         for name, contents in (extra or {}).items():
@@ -208,35 +208,6 @@ def _place(source: str | Path) -> str:
     return str(path) if path.exists() else str(source)
 
 
-def _folder_parts(place: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Everything but the autoencoder, from a diffusers folder or a hub id."""
-    shape = UNet2DConditionModel.load_config(place, subfolder="unet")
-    index = pipeline_index(place)
-    problem = kind_problem(shape, index)
-    if problem:
-        raise MixshowError(f"base '{place}': {problem}")
-    parts: dict[str, Any] = {
-        "tokenizer": CLIPTokenizer.from_pretrained(place, subfolder="tokenizer"),
-        "text_encoder": CLIPTextModel.from_pretrained(place, subfolder="text_encoder", torch_dtype=dtype),
-        "unet": UNet2DConditionModel.from_pretrained(place, subfolder="unet", torch_dtype=dtype),
-        "scheduler_config": dict(diffusers.DDPMScheduler.load_config(place, subfolder="scheduler")),
-    }
-    if not is_xl(shape):
-        return parts
-    tokenizer = CLIPTokenizer.from_pretrained(place, subfolder="tokenizer_2")
-    config = CLIPTextConfig.from_pretrained(place, subfolder="text_encoder_2")
-    # Published configurations give a wrong end token, with which a summary is taken at the largest id: with concept
-    # tokens, ids beyond the end token's, at one of them.
-    config.eos_token_id = tokenizer.eos_token_id
-    return parts | {
-        "tokenizer_2": tokenizer,
-        "text_encoder_2": CLIPTextModelWithProjection.from_pretrained(
-            place, subfolder="text_encoder_2", config=config, torch_dtype=dtype
-        ),
-        "zero_empty_prompt": bool((index or {}).get("force_zeros_for_empty_prompt", True)),
-    }
-
-
 def _read_vae(place: str, dtype: torch.dtype, xl: bool) -> AutoencoderKL:
     if Path(place).is_file():
         return open_checkpoint(Path(place)).vae(dtype, xl=xl)
@@ -268,28 +239,3 @@ def _explained(source: str) -> Iterator[None]:
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MixshowError(f"base '{source}': cannot be loaded as a diffusers model ({first_line})") from error
-
-
-def _model_index(base: Base) -> dict[str, Any]:
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", base.scheduler_config.get("_class_name", "PNDMScheduler")],
-        "text_encoder": ["transformers", type(base.text_encoder).__name__],
-        "tokenizer": ["transformers", type(base.tokenizer).__name__],
-        "unet": ["diffusers", type(base.unet).__name__],
-        "vae": ["diffusers", type(base.vae).__name__],
-    }
-    if base.text_encoder_2 is None:
-        return index
-    del index["requires_safety_checker"], index["safety_checker"]
-    return index | {
-        "_class_name": "StableDiffusionXLPipeline",
-        "force_zeros_for_empty_prompt": base.zero_empty_prompt,
-        "text_encoder_2": ["transformers", type(base.text_encoder_2).__name__],
-        "tokenizer_2": ["transformers", type(base.tokenizer_2).__name__],
-    }

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import diffusers
-
-from mixshow.core.files import read_json
 
 PREDICTIONS = ("epsilon", "v_prediction")
 TEXT_TO_IMAGE = "expected a text-to-image model (Stable Diffusion 1.x, 2.x or XL)"
@@ -38,11 +33,3 @@ def kind_problem(unet: Mapping[str, Any], index: Mapping[str, Any] | None = None
     if is_xl(unet) and index is not None and (index.get("text_encoder") or (None, None))[1] is None:
         return f"{TEXT_TO_IMAGE}, found one of XL's kind with one text encoder (a refiner); take the base model"
     return None
-
-
-def pipeline_index(place: str) -> dict[str, Any] | None:
-    """`model_index.json` of a diffusers folder or a hub id; None: the folder has none."""
-    if not Path(place).is_dir():
-        return dict(diffusers.DiffusionPipeline.load_config(place))
-    path = Path(place) / "model_index.json"
-    return dict(read_json(path)) if path.is_file() else None

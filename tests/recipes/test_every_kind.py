@@ -106,7 +106,7 @@ def test_concepts_of_another_kind_are_refused(
     save_base(xl, tmp_path / "base")
     save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
     options = ["--model", str(tmp_path / "base"), "--concept", str(tmp_path / "pip.safetensors")]
-    assert main(["sample", "a <pip1> <pip2>", *options, "steps=1"]) == 2
+    assert main(["sample", "a <pip1> <pip2>", "steps=1", *options]) == 2
     assert "it was trained on another base" in capsys.readouterr().err
 
 
