@@ -48,7 +48,7 @@ class Concept:
 
 def save_concept(concept: Concept, path: Path | str) -> None:
     """Write a concept file (`.safetensors`)."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for token, vector in concept.embeddings.items():
         parts = vector.split(concept.metadata.get(TEXT_WIDTHS) or vector.shape[1], dim=1)
         tensors |= {prefix + token: part for prefix, part in zip(_EMBEDDING_PREFIXES, parts, strict=False)}

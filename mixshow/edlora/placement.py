@@ -41,8 +41,8 @@ def placed_targets(model: str, root: nn.Module, placement: str, models: Collecti
     Raises:
         MixshowError: no such placement, or the model has no such modules.
     """
-    kind = "text_encoder" if model in TEXT_ENCODERS else model
-    wanted = PLACEMENTS[kind][placement_word(kind, placement)]
+    words = "text_encoder" if model in TEXT_ENCODERS else model
+    wanted = PLACEMENTS[words][placement_word(words, placement)]
     targets = [
         file_name(model, f"{outer}.{inner}", models)
         for outer, container in root.named_modules()
