@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe = actions.add_parser("describe", help="what an algorithm does, and its options")
     describe.add_argument("algorithm", metavar="ALGO", help="see `mixshow lycoris list`")
     match = actions.add_parser("match", help="what a preset would change in a model, with parameter counts")
-    match.add_argument("model", metavar="MODEL", help="'puppets', a diffusers folder or a hub id; its shape is read")
+    match.add_argument(
+        "model", metavar="MODEL", help="'puppets', a diffusers folder, a hub id or a file; its shape is read"
+    )
     match.add_argument("--preset", default="full", metavar="P", help="a preset or a YAML or TOML file (default: full)")
     match.add_argument("--algo", default="locon", metavar="ALGO", help="what is counted (default: %(default)s)")
     match.add_argument("--dim", type=int, default=8, help="rank (default: %(default)s)")

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="concept tokens in it as they were trained: '<pip1> <pip2>'")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any option of a scene: guidance=4 steps=30")
     parser.add_argument(
-        "--model", default="puppets", help="'puppets', a fused model's or diffusers folder, or a hub id"
+        "--model", default="puppets", help="'puppets', a fused model's or diffusers folder, a hub id or a single file"
     )
     parser.add_argument(
         "--concept",

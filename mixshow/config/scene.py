@@ -80,7 +80,7 @@ class NetworkOptions(Section):
 class SceneOptions(Section):
     prompt: str = option("the whole picture; what no region covers follows it")
     output: Path = option("PNG to write; with several seeds NAME_seedN.png")
-    model: str = option("a fused model's folder, a diffusers folder, a hub id, or 'puppets'", "puppets")
+    model: str = option("a fused model's or diffusers folder, a hub id, a single file, or 'puppets'", "puppets")
     vae: str | None = option("another place to take the autoencoder from", None)
     concepts: list[Path] = option("concept files to attach to the model", factory=list)
     strengths: list[float] | None = option("one factor per concept on its network; null: 1", None)

@@ -264,7 +264,7 @@ class SampleOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(Section):
-    base: str = option("'puppets' (built in), a diffusers folder or a hub id")
+    base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file")
     output: Path = option("folder for the concept file, checkpoints and grids")
     concept: ConceptOptions = option("the concept's tokens")
     data: DataOptions = option("the training pictures")

@@ -20,7 +20,7 @@ from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.attention_maps import concept_positions
 from mixshow.edlora.checkpoint import read_newest_checkpoint, remove_checkpoints, write_checkpoint
-from mixshow.edlora.concept import Concept
+from mixshow.edlora.concept import TEXT_WIDTHS, Concept
 from mixshow.edlora.data import Encoded, LatentSource, TrainingData
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.interrupt import StepInterrupt
@@ -28,8 +28,9 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.edlora.step import LossOptions, StepInputs, training_loss
 from mixshow.lycoris.blocks import BlockLayout, rate_groups
 from mixshow.lycoris.network import Network
-from mixshow.models.base import Base, make_scheduler
-from mixshow.models.prompts import encode_prompts
+from mixshow.models.base import Base
+from mixshow.models.prompts import prompt_states
+from mixshow.models.schedule import make_scheduler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Trainer:
     def concept(self) -> Concept:
         """The concept as trained so far."""
         metadata = {**self.metadata, "step": self.step}
+        if len(self.base.text_widths) > 1:
+            metadata[TEXT_WIDTHS] = list(self.base.text_widths)
         return Concept(self.embedding.by_token(), self.network.file_tensors(), metadata)
 
     def fit(self, *, resume: bool = True) -> TrainingRun:
@@ -230,7 +233,7 @@ class Trainer:
         prompts = [draw.prompt for draw in draws]
         self.network.set_timestep(timesteps, self.schedule.config.num_train_timesteps)
         with accelerator.autocast():
-            states = encode_prompts(base, prompts)
+            states = prompt_states(base, prompts)
         regularised = self.loss_options.attention_weight > 0
         return StepInputs(
             latents,

@@ -25,7 +25,7 @@ from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import CAPTIONS, TEXT, filled
-from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 from mixshow.sampling.precision import Precision, autocast
@@ -193,10 +193,10 @@ def _train(
             latents = torch.stack([lessons.latents[row] for lessons, row in rows])
             targets = torch.stack([lessons.targets[row] for lessons, row in rows])
             times = torch.stack([lessons.times[row] for lessons, row in rows])
-            text = torch.stack([states[lessons.prompts[row]] for lessons, row in rows])
+            text = PromptStates.stacked([states[lessons.prompts[row]] for lessons, row in rows])
             unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in times.tolist()])
             with autocast(latents.device, Precision.AUTO):
-                predicted = fused.unet(latents, times, encoder_hidden_states=text).sample
+                predicted = fused.unet(latents, times, **text.for_unet(latents)).sample
             errors = (predicted.float() - targets.float()).square().flatten(1).mean(1)
             loss = (errors / unit.to(errors.device)).mean()
             optimizer.zero_grad(set_to_none=True)
@@ -227,8 +227,8 @@ def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: int
         seeds = [derived_seed(plan.seed, "distill", number, start + i) for i in range(len(batch))]
         scheduler = make_scheduler(model)
         scheduler.set_timesteps(plan.walk_steps, device=model.device)
-        states = encode_prompts(model, batch)
-        negative = encode_prompts(model, [""]).expand_as(states)
+        states = prompt_states(model, batch)
+        negative = prompt_states(model, [""]).expanded(len(states))
         with Attachment() as attachment:
             attachment.add_hook(model.unet.register_forward_hook(observe))
             denoise(
@@ -249,16 +249,18 @@ def _predict(model: Base, lessons: Lessons) -> Tensor:
     with layerwise_states(model.unet), autocast(lessons.latents.device, Precision.AUTO):
         for start in range(0, len(lessons), 2 * _WALKED_TOGETHER):
             part = slice(start, start + 2 * _WALKED_TOGETHER)
-            text = torch.stack([states[prompt] for prompt in lessons.prompts[part]])
-            parts.append(model.unet(lessons.latents[part], lessons.times[part], encoder_hidden_states=text).sample)
+            text = PromptStates.stacked([states[prompt] for prompt in lessons.prompts[part]])
+            latents = lessons.latents[part]
+            parts.append(model.unet(latents, lessons.times[part], **text.for_unet(latents)).sample)
     return torch.cat(parts).float()
 
 
 @torch.no_grad()
-def _states(model: Base, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Text states `[layers, tokens, width]` by prompt."""
+def _states(model: Base, prompts: Sequence[str]) -> dict[str, PromptStates]:
+    """What the UNet reads of each prompt, without a leading axis."""
     distinct = list(dict.fromkeys(prompts))
-    return dict(zip(distinct, encode_prompts(model, distinct, chunk=64)))
+    states = prompt_states(model, distinct, chunk=64)
+    return {prompt: states[number] for number, prompt in enumerate(distinct)}
 
 
 def _joined(parts: Sequence[Lessons]) -> Lessons:

@@ -42,7 +42,7 @@ class Layer:
 
 
 def layers_of(base: Base) -> dict[str, Layer]:
-    """All modules with a weight of the base's text encoder and UNet, by file name."""
+    """All modules with a weight of the base's text encoders and UNet, by file name."""
     numbers = {
         f"{path}.{part}": number
         for number, path in enumerate(base.topology.cross_attention)
@@ -54,8 +54,11 @@ def layers_of(base: Base) -> dict[str, Layer]:
             if not path or not isinstance(getattr(module, "weight", None), nn.Parameter):
                 continue
             number = numbers.get(path) if model == "unet" else None
-            stage = Stage.TEXT if model == "text_encoder" else Stage.SPATIAL if number is None else Stage.KEY_VALUE
-            layer = Layer(canonical_path(model, path), file_name(model, path), stage, module, number)
+            stage = Stage.TEXT if model != "unet" else Stage.SPATIAL if number is None else Stage.KEY_VALUE
+            own_path = canonical_path(model, path)
+            if model == "text_encoder_2":  # both text encoders have modules of the same paths
+                own_path = f"{model}.{own_path}"
+            layer = Layer(own_path, file_name(model, path, base.models), stage, module, number)
             found[layer.file_name] = layer
     return found
 

@@ -25,6 +25,7 @@ from mixshow.lycoris.presets import PRESETS, select_targets
 from mixshow.lycoris.registry import ALGORITHMS, algorithm_named, checked_options
 from mixshow.lycoris.targets import Preset, Target
 from mixshow.models.base import BUILT_IN, built_in_folder, source_problem
+from mixshow.models.checkpoint import checkpoint_outline
 
 _TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 
@@ -71,7 +72,7 @@ def match(
     """What a preset would change in a model: modules, their weights, and the parameters of a network on them.
 
     Args:
-        source: `"puppets"`, a diffusers folder or a hub id; only configurations are read.
+        source: `"puppets"`, a diffusers folder, a hub id or a single file; only shapes are read.
         options: `key=value` texts, options of the algorithm.
         names: list every module instead of sums.
         blocks: sums over the blocks of the UNet, as options for single blocks count them.
@@ -149,6 +150,8 @@ def outline(source: str | Path) -> dict[str, nn.Module]:
     if problem:
         raise MixshowError(f"model: {problem}")
     place = str(built_in_folder() if str(source) == BUILT_IN else Path(source).expanduser())
+    if Path(place).is_file():
+        return checkpoint_outline(Path(place))
     place = place if Path(place).is_dir() else str(source)
     models: dict[str, nn.Module] = {}
     try:

@@ -207,13 +207,13 @@ def train_concept(
 
 
 def make_network(base: Base, options: NetworkOptions, *, seed: int) -> Network:
-    """A fresh network over both models, with each model's placement and rank."""
+    """A fresh network over all models, with each model's placement and rank."""
     adapters: dict[str, Any] = {}
-    for model, root in (("text_encoder", base.text_encoder), ("unet", base.unet)):
-        part = options.part(model)  # type: ignore[arg-type]
+    for model, root in base.models.items():
+        part = options.part("unet" if model == "unet" else "text_encoder")
         if part is None:
             continue
-        names = placed_targets(model, root, part.placement)
+        names = placed_targets(model, root, part.placement, base.models)
         network = create_network(
             base.models,
             algo=options.algo,
