@@ -77,7 +77,7 @@ class Checkpoint:
         encoders = cast(dict[str, PreTrainedModel], models)
         self._fill(unet, convert_ldm_unet_checkpoint(dict(self.tensors), unet.config))
         for name, encoder in encoders.items():
-            self._fill(encoder, self._text_tensors(encoder, family.text_encoders[name], family))
+            self._fill(encoder, self._text_tensors(encoder, family.text_encoders[name]))
         prediction = self._prediction(unet, family)
         if prediction == "v_prediction":
             unet.register_to_config(sample_size=family.velocity_side)
@@ -111,7 +111,7 @@ class Checkpoint:
         self._fill(vae, convert_ldm_vae_checkpoint(dict(self.tensors), vae.config))
         return vae.to(dtype)
 
-    def _text_tensors(self, encoder: PreTrainedModel, prefix: str, family: Family) -> dict[str, Tensor]:
+    def _text_tensors(self, encoder: PreTrainedModel, prefix: str) -> dict[str, Tensor]:
         own = {name: tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
         if not prefix.endswith(".model."):
             converted = convert_ldm_clip_checkpoint(own)
