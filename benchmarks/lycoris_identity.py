@@ -148,9 +148,9 @@ def report(output: Path, cast: Sequence[str], algos: Sequence[str], runs: Sequen
         own = [run for run in runs if run.algo == algo]
         figures = [read_json(run.figures) for run in own if run.figures.is_file()]
         rows.append([algo, *shares([judged_file(run.folder, pictures) for run in own]), *costs(figures)])
-    steps = {run.steps for run in runs}
     header = ["algorithm", "identity (95 %)", "place (95 %)", "parameters", "file, MB", "s per step"]
-    about = f"{', '.join(cast)}; seeds {sorted({run.seed for run in runs})}; {steps} steps; {pictures} pictures each"
+    seeds = sorted({run.seed for run in runs})
+    about = f"{', '.join(cast)}; seeds {seeds}; {runs[0].steps} steps; {pictures} pictures of each character and run"
     return f"{about}\n{markdown_table(header, rows)}"
 
 

@@ -160,6 +160,7 @@ def in_peft(name: str, unet: nn.Module, targets: Sequence[Target]) -> Way:
     pattern = "|".join(map(re.escape, layers))
     peft.inject_adapter_in_model(getattr(peft, kind)(target_modules=pattern, **settings), unet)
     changed = {path: unet.get_submodule(path) for path in layers}
+    del unet.peft_config
 
     def put(modules: Mapping[str, nn.Module]) -> None:
         for path, module in modules.items():
