@@ -17,7 +17,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mixshow", "mixshow.*"]),
-    package_data={"mixshow.puppets": ["weights/**/*", "weights/*"], "mixshow": ["py.typed"]},
+    package_data={
+        "mixshow.puppets": ["weights/**/*", "weights/*"],
+        "mixshow.models": ["clip/*"],
+        "mixshow": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.4",
         "diffusers>=0.35",

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from mixshow.evaluation.page import markdown_table
 from mixshow.lycoris import create_network
 
-# Ours, theirs, rank, options of both.
-CASES: Mapping[str, tuple[str, str, int, Mapping[str, Any]]] = {
+# Ours, theirs (None: they have none), rank, options of both.
+CASES: Mapping[str, tuple[str, str | None, int, Mapping[str, Any]]] = {
     "LoCon r16": ("locon", "LoConModule", 16, {}),
     "DoRA r16": ("locon", "LoConModule", 16, {"weight_decompose": True}),
     "LoHa r4": ("loha", "LohaModule", 4, {}),
@@ -29,14 +29,16 @@ CASES: Mapping[str, tuple[str, str, int, Mapping[str, Any]]] = {
     "LoKr r4": ("lokr", "LokrModule", 4, {}),
     "LoKr factor 8, whole": ("lokr", "LokrModule", 10000, {"factor": 8}),
     "LoKr factor 8, r16": ("lokr", "LokrModule", 16, {"factor": 8}),
+    "DyLoRA r16": ("dylora", "DyLoraModule", 16, {"block_size": 4}),
     "GLoRA r16": ("glora", "GLoRAModule", 16, {}),
+    "GLoKr factor 8, r16": ("glokr", None, 16, {"factor": 8}),
     "(IA)^3": ("ia3", "IA3Module", 4, {}),
     "full": ("full", "FullModule", 4, {}),
     "Diag-OFT 8": ("diag-oft", "DiagOFTModule", 8, {}),
     "BOFT 16": ("boft", "ButterflyOFTModule", 16, {}),
     "T-LoRA r16": ("tlora", "TLoraModule", 16, {}),
 }
-NO_BYPASS = {"full", "boft"}
+NO_BYPASS = {"full", "boft", "dylora"}  # for DyLoRA theirs fails
 NO_KERNELS = {"tlora"}  # theirs fails on padded convolutions
 COLUMNS = {
     "theirs, x frozen": ("default", "frozen"),
@@ -90,7 +92,7 @@ def measure(name: str, width: int, layer: str, repeats: int) -> dict[str, float]
         # Their bypass silently leaves out the decomposition, so that it is another computation.
         if bypass and (algo in NO_BYPASS or "weight_decompose" in options):
             continue
-        if layer != "linear" and algo in NO_KERNELS:
+        if module is None or (layer != "linear" and algo in NO_KERNELS):
             continue
         models[way] = make(width, layer)
         changed = getattr(peer, module)(

@@ -26,6 +26,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 @pytest.fixture(scope="session")
+def sd2(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A tiny base of the shape of Stable Diffusion 2.x, predicting velocities."""
+    return tiny_base(tmp_path_factory.mktemp("sd2"), kind="sd2")
+
+
+@pytest.fixture(scope="session")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A tiny base of the shape of Stable Diffusion XL."""
+    return tiny_base(tmp_path_factory.mktemp("xl"), kind="xl")
+
+
+@pytest.fixture(params=["tiny", "sd2", "xl"])
+def each_base(request: pytest.FixtureRequest) -> Base:
+    """A tiny base of each shape."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base as a diffusers folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny"

@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe = actions.add_parser("describe", help="what an algorithm does, and its options")
     describe.add_argument("algorithm", metavar="ALGO", help="see `mixshow lycoris list`")
     match = actions.add_parser("match", help="what a preset would change in a model, with parameter counts")
-    match.add_argument("model", metavar="MODEL", help="'puppets', a diffusers folder or a hub id; its shape is read")
+    match.add_argument(
+        "model", metavar="MODEL", help="'puppets', a diffusers folder, a hub id or a file; its shape is read"
+    )
     match.add_argument("--preset", default="full", metavar="P", help="a preset or a YAML or TOML file (default: full)")
     match.add_argument("--algo", default="locon", metavar="ALGO", help="what is counted (default: %(default)s)")
     match.add_argument("--dim", type=int, default=8, help="rank (default: %(default)s)")
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     match.add_argument("--train-norm", action="store_true", help="change normalisation layers too")
     match.add_argument("--names", action="store_true", help="list every module")
+    match.add_argument("--blocks", action="store_true", help="sums by block of the UNet, as network.blocks counts them")
     for action in (listing, describe, match):
         action.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
 
@@ -48,5 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
             train_norm=arguments.train_norm,
             options=arguments.option,
             names=arguments.names,
+            blocks=arguments.blocks,
         )
     print(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from mixshow.core.errors import MixshowError
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="concept tokens in it as they were trained: '<pip1> <pip2>'")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any option of a scene: guidance=4 steps=30")
     parser.add_argument(
-        "--model", default="puppets", help="'puppets', a fused model's or diffusers folder, or a hub id"
+        "--model", default="puppets", help="'puppets', a fused model's or diffusers folder, a hub id or a single file"
     )
     parser.add_argument(
         "--concept",
@@ -31,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=float,
         help="factor on a concept's network, one per --concept",
+    )
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="FILE[=STRENGTH]",
+        help="a network file of any algorithm, at a strength (1); can be given again",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="put the networks into the weights instead of attaching them"
     )
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the pictures should not show")
     parser.add_argument("--seeds", default="0", help="one picture per seed: 0-3 or 1,5,7")
@@ -50,12 +61,34 @@ def run(arguments: argparse.Namespace) -> None:
         "model": arguments.model,
         "concepts": arguments.concept,
         "strengths": arguments.strength or None,
+        "networks": [parse_network(text) for text in arguments.network],
+        "merge_networks": arguments.merge,
         "negative_prompt": arguments.negative,
         "seeds": parse_seeds(arguments.seeds),
         "output": arguments.out,
         "grid": True,
     }
     compose_options(load(SceneOptions, Path("sample"), arguments.overrides, values=values), "sample")
+
+
+def parse_network(text: str) -> dict[str, Any]:
+    """File and strength of `"F=0.8"`, split at the last `=`, or of a file's name alone.
+
+    Raises:
+        MixshowError: what follows the last `=` is no number, and all of it together no file.
+    """
+    file, sign, strength = text.rpartition("=")
+    if not sign:
+        return {"file": text}
+    try:
+        return {"file": file, "strength": float(strength)}
+    except ValueError:
+        if Path(text).expanduser().is_file():  # a path with a sign of its own
+            return {"file": text}
+        raise MixshowError(
+            f"--network: expected FILE or FILE=STRENGTH such as style.safetensors=0.8, found '{text}', where "
+            f"'{strength}' is no number"
+        ) from None
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -152,7 +152,7 @@ class ReportOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class FuseOptions(Section):
-    base: str = option("'puppets' (built in), a diffusers folder or a hub id")
+    base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file")
     concepts: list[ConceptOptions] | Path = option("the concepts, or a concept list of Mix-of-Show (.json)")
     output: Path = option("folder of the fused model (diffusers form)")
     preset: Literal["default", "published"] = option(

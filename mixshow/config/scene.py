@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,13 +63,29 @@ class PoseOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class NetworkOptions(Section):
+    file: Path = option("a network file of any algorithm, of kohya's programs, LyCORIS or this one")
+    strength: float = option("factor on its change; 0: none", 1.0)
+    missing_alpha: Literal["error", "rank"] = option(
+        "a file that does not tell its scale: refuse it, or take alpha = rank as most programs do", "error"
+    )
+
+    def problems(self) -> list[str]:
+        return (
+            [] if math.isfinite(self.strength) else [f"strength: expected a number such as 0.8, found {self.strength}"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class SceneOptions(Section):
     prompt: str = option("the whole picture; what no region covers follows it")
     output: Path = option("PNG to write; with several seeds NAME_seedN.png")
-    model: str = option("a fused model's folder, a diffusers folder, a hub id, or 'puppets'", "puppets")
+    model: str = option("a fused model's or diffusers folder, a hub id, a single file, or 'puppets'", "puppets")
     vae: str | None = option("another place to take the autoencoder from", None)
     concepts: list[Path] = option("concept files to attach to the model", factory=list)
     strengths: list[float] | None = option("one factor per concept on its network; null: 1", None)
+    networks: list[NetworkOptions] = option("network files that change the model beside the concepts", factory=list)
+    merge_networks: bool = option("put 'networks' into the model's weights instead of attaching them", False)
     size: tuple[int, int] | None = option(
         "[width, height] in pixels; null: the model's native square, without regions and pose", None
     )

@@ -76,6 +76,30 @@ class PartOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class BlockOptions(Section):
+    """One value per block of the UNet, 25 for Stable Diffusion 1.x and 2.x, 23 for XL; `--dry-run` lists the blocks."""
+
+    ranks: list[int] | None = option("rank of each block's changes, 0: none; null: the UNet's", None)
+    alphas: list[float] | None = option(
+        "alpha of each block; null: the UNet's, or the block's rank where no alpha is given anywhere", None
+    )
+    rates: list[float] | None = option("factor on train.lr.unet of each block; 0: no change, null: 1", None)
+
+    def problems(self) -> list[str]:
+        found = []
+        for name in ("ranks", "rates"):
+            values = getattr(self, name)
+            found += _unless(
+                values is None or all(value >= 0 for value in values), f"{name}: expected 0 or more, found {values}"
+            )
+        given = {len(values) for values in (self.ranks, self.alphas, self.rates) if values is not None}
+        found += _unless(bool(given), "ranks: expected at least one of ranks, alphas and rates, found none")
+        return found + _unless(
+            len(given) < 2, f"ranks: expected as many values as in alphas and rates, found {sorted(given)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkOptions(Section):
     algo: Algorithm = option("algorithm of the weight change", "locon")
     rank: int = option("rank of every change", 4)
@@ -88,6 +112,7 @@ class NetworkOptions(Section):
     unet: UNetPlacement | PartOptions | None = option(
         "modules of the UNet: attention or transformer; null: none", "attention"
     )
+    blocks: BlockOptions | None = option("rank, alpha and rate by block of the UNet; null: the same everywhere", None)
 
     def part(self, model: Literal["text_encoder", "unet"]) -> PartOptions | None:
         """One model's placement, rank and alpha, defaults filled in."""
@@ -100,8 +125,19 @@ class NetworkOptions(Section):
         alpha = given.alpha if given.alpha is not None else self.alpha
         return PartOptions(given.placement, rank, float(rank) if alpha is None else alpha)
 
+    @property
+    def block_alphas(self) -> list[float] | None:
+        """Alpha of every block: as given, or the block's rank where no alpha is; None: the UNet's."""
+        if self.blocks is None or self.blocks.alphas is not None or self.blocks.ranks is None:
+            return None if self.blocks is None else self.blocks.alphas
+        given = self.alpha is not None or (isinstance(self.unet, PartOptions) and self.unet.alpha is not None)
+        return None if given else [float(rank) for rank in self.blocks.ranks]
+
     def problems(self) -> list[str]:
         found = _unless(self.rank > 0, f"rank: expected at least 1, found {self.rank}")
+        found += _unless(
+            self.blocks is None or self.unet is not None, "blocks: are the UNet's, which has no network (unet: null)"
+        )
         for model, words in (("text_encoder", get_args(TextPlacement)), ("unet", get_args(UNetPlacement))):
             given = getattr(self, model)
             if isinstance(given, PartOptions) and given.placement not in words:
@@ -228,7 +264,7 @@ class SampleOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions(Section):
-    base: str = option("'puppets' (built in), a diffusers folder or a hub id")
+    base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file")
     output: Path = option("folder for the concept file, checkpoints and grids")
     concept: ConceptOptions = option("the concept's tokens")
     data: DataOptions = option("the training pictures")

@@ -157,6 +157,35 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], Metadata]:
         ) from error
 
 
+def read_safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file's tensors, by name; the tensors stay on the disk.
+
+    Raises:
+        MixshowError: the file is missing, truncated or no safetensors file.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise MixshowError(f"{path}: expected a safetensors file, found something else ({error})") from error
+
+
+def holds_pickle(path: Path) -> bool:
+    """Whether a file is a PyTorch pickle rather than a safetensors file, by its first bytes.
+
+    Raises:
+        MixshowError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise MixshowError(f"{path}: cannot be read ({error.strerror or error})") from error
+    # PyTorch writes zip archives; files of versions before 1.6 are bare pickles of protocol 2.
+    return start == b"PK" or (start[:1] == b"\x80" and path.suffix != ".safetensors")
+
+
 def read_pickled_weights(path: Path | str) -> Any:
     """Read a `.pth`/`.bin` of tensors in plain containers; code in the pickle is never run.
 

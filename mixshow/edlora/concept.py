@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
@@ -18,7 +19,8 @@ from mixshow.lycoris import load_network
 from mixshow.models.base import Base
 
 FORMAT_VERSION = 1
-_EMBEDDING_PREFIX = "mixshow.embedding.text_encoder."
+TEXT_WIDTHS = "text_widths"
+_EMBEDDING_PREFIXES = ("mixshow.embedding.text_encoder.", "mixshow.embedding.text_encoder_2.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Concept:
     """What training learns of one subject.
 
     Attributes:
-        embeddings: for each concept token `[layers, width]`, in prompt order.
+        embeddings: for each concept token `[layers, width]`, in prompt order; for a base with two text encoders theirs
+            side by side, and their widths are the metadata's `text_widths`.
         network: tensors of a network file (kohya/LyCORIS keys).
         metadata: `base`, `topology` (fingerprint), `class_word`, `options`, ... plain JSON values.
         source: where it was read from, for messages.
@@ -45,7 +48,10 @@ class Concept:
 
 def save_concept(concept: Concept, path: Path | str) -> None:
     """Write a concept file (`.safetensors`)."""
-    tensors = {_EMBEDDING_PREFIX + token: vector for token, vector in concept.embeddings.items()}
+    tensors: dict[str, Tensor] = {}
+    for token, vector in concept.embeddings.items():
+        parts = vector.split(concept.metadata.get(TEXT_WIDTHS) or vector.shape[1], dim=1)
+        tensors |= {prefix + token: part for prefix, part in zip(_EMBEDDING_PREFIXES, parts, strict=False)}
     metadata = {"format": "mixshow.concept", "version": FORMAT_VERSION, "tokens": list(concept.embeddings)}
     write_safetensors(path, {**concept.network, **tensors}, {"mixshow": json.dumps({**metadata, **concept.metadata})})
 
@@ -58,17 +64,23 @@ def load_concept(path: Path | str) -> Concept:
     """
     tensors, metadata = read_safetensors(path)
     if "mixshow" not in metadata:
-        raise MixshowError(f"{path}: expected a mixshow concept file, found a safetensors file without its metadata")
+        raise MixshowError(
+            f"{path}: expected a mixshow concept file, found a safetensors file without its metadata; a plain "
+            "network belongs under networks"
+        )
     about = json.loads(metadata["mixshow"])
     if about.get("format") != "mixshow.concept" or about.get("version", 0) > FORMAT_VERSION:
         raise MixshowError(
             f"{path}: expected a concept file of version {FORMAT_VERSION} or older, found {about.get('format')} "
             f"{about.get('version')}; update mixshow"
         )
-    missing = [token for token in about["tokens"] if _EMBEDDING_PREFIX + token not in tensors]
+    prefixes = _EMBEDDING_PREFIXES[: len(about.get(TEXT_WIDTHS) or [0])]
+    missing = [token for token in about["tokens"] if any(prefix + token not in tensors for prefix in prefixes)]
     if missing:
         raise MixshowError(f"{path}: the embeddings of {', '.join(missing)} are missing")
-    embeddings = {token: tensors.pop(_EMBEDDING_PREFIX + token) for token in about["tokens"]}
+    embeddings = {
+        token: torch.cat([tensors.pop(prefix + token) for prefix in prefixes], dim=1) for token in about["tokens"]
+    }
     return Concept(embeddings, tensors, about, str(path))
 
 

@@ -72,13 +72,14 @@ def initial_vectors(base: Base, tokens: list[str], initialiser: str, *, seed: in
     Raises:
         MixshowError: see `parse_initialiser`; a word that the base does not know as one token.
     """
-    table = base.text_encoder.get_input_embeddings().weight.detach()
+    tables = [encoder.get_input_embeddings().weight.detach() for encoder in base.text_encoders.values()]
     vectors = {}
     for token, part in zip(tokens, parse_initialiser(initialiser, tokens), strict=True):
         if isinstance(part, float):
-            vector = part * torch.randn(table.shape[1], generator=torch_generator(seed, "initialiser", token))
+            vector = part * torch.randn(base.topology.text_width, generator=torch_generator(seed, "initialiser", token))
         else:
-            vector = table[_word_id(base, part)].float().cpu()
+            number = _word_id(base, part)
+            vector = torch.cat([table[number].float().cpu() for table in tables])
         vectors[token] = vector.expand(base.topology.layers, -1).clone()
     return vectors
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 
 from mixshow.core.errors import MixshowError, did_you_mean
-from mixshow.lycoris.naming import file_name
+from mixshow.lycoris.naming import TEXT_ENCODERS, file_name
 
 # Our word -> the class whose linear and convolutional parts get a network. The class names themselves, which
 # published option files use, are accepted as the same.
@@ -28,19 +30,21 @@ def placement_word(model: str, name: str) -> str:
     return by_class.get(name, name)
 
 
-def placed_targets(model: str, root: nn.Module, placement: str) -> list[str]:
+def placed_targets(model: str, root: nn.Module, placement: str, models: Collection[str] = ()) -> list[str]:
     """File names of the modules of one model that a placement covers, in the model's order.
 
     Args:
-        model: `unet` or `text_encoder`.
+        model: `unet`, `text_encoder` or `text_encoder_2`.
         placement: a word of `PLACEMENTS` or its class name.
+        models: names of all models of the base; with two text encoders both are numbered.
 
     Raises:
         MixshowError: no such placement, or the model has no such modules.
     """
-    wanted = PLACEMENTS[model][placement_word(model, placement)]
+    words = "text_encoder" if model in TEXT_ENCODERS else model
+    wanted = PLACEMENTS[words][placement_word(words, placement)]
     targets = [
-        file_name(model, f"{outer}.{inner}")
+        file_name(model, f"{outer}.{inner}", models)
         for outer, container in root.named_modules()
         if any(kind.__name__ == wanted for kind in type(container).__mro__)
         for inner, module in container.named_modules()

@@ -12,6 +12,7 @@ from torch import Tensor
 from mixshow.core.attachment import Attachment
 from mixshow.edlora.attention_maps import AttentionRecorder
 from mixshow.edlora.losses import attention_error, masked_error
+from mixshow.models.prompts import PromptStates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class StepInputs:
         latents: `[batch, channels, h, w]`, scaled for the UNet.
         noise: of the same shape, the noise offset included.
         timesteps: `[batch]`.
-        states: text states `[batch, layers, tokens, width]`; gradients flow through them.
+        states: of one prompt per picture; gradients flow through them.
         image_mask: `[batch, 1, h, w]`, 1 where the picture lies on its canvas.
         subject_mask: `[batch, 1, h, w]`, 1 on the subject; None: no masks.
         positions: places of the concept tokens in the prompts `[batch, tokens]`; None: no regularisation.
@@ -31,7 +32,7 @@ class StepInputs:
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
-    states: Tensor
+    states: PromptStates
     image_mask: Tensor
     subject_mask: Tensor | None = None
     positions: Tensor | None = None
@@ -72,12 +73,12 @@ def training_loss(
     """
     noisy = schedule.add_noise(inputs.latents, inputs.noise, inputs.timesteps)
     if not options.attention_weight or inputs.subject_mask is None or inputs.positions is None:
-        prediction = unet(noisy, inputs.timesteps, encoder_hidden_states=inputs.states).sample
+        prediction = unet(noisy, inputs.timesteps, **inputs.states.for_unet(noisy)).sample
         return _prediction_loss(prediction, schedule, inputs, options)
     recorder = AttentionRecorder(inputs.positions)
     with Attachment() as own:
         (until_backward or own).add(recorder.attach(unet).detach)
-        prediction = unet(noisy, inputs.timesteps, encoder_hidden_states=inputs.states).sample
+        prediction = unet(noisy, inputs.timesteps, **inputs.states.for_unet(noisy)).sample
     attention = attention_error(
         recorder.maps(*inputs.latents.shape[-2:]), inputs.subject_mask, identity=options.attention_identity
     )

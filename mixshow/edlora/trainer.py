@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.attention_maps import concept_positions
 from mixshow.edlora.checkpoint import read_newest_checkpoint, remove_checkpoints, write_checkpoint
-from mixshow.edlora.concept import Concept
+from mixshow.edlora.concept import TEXT_WIDTHS, Concept
 from mixshow.edlora.data import Encoded, LatentSource, TrainingData
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.interrupt import StepInterrupt
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.edlora.step import LossOptions, StepInputs, training_loss
+from mixshow.lycoris.blocks import BlockLayout, rate_groups
 from mixshow.lycoris.network import Network
-from mixshow.models.base import Base, make_scheduler
-from mixshow.models.prompts import encode_prompts
+from mixshow.models.base import Base
+from mixshow.models.prompts import prompt_states
+from mixshow.models.schedule import make_scheduler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class TrainerOptions:
         batch_size: pictures per process and forward pass.
         accumulation: forward passes per optimizer step.
         rates: learning rates of `embedding`, `text_encoder` and `unet`.
+        block_rates: factors on the UNet's rate, one per block (`lycoris.blocks`); None: 1.
         schedule: a schedule's name in `diffusers.optimization`.
         warmup: steps of rising rates.
         clip_norm: largest norm of all gradients together; None: not clipped.
@@ -51,6 +54,7 @@ class TrainerOptions:
     steps: int
     batch_size: int
     rates: Mapping[str, float]
+    block_rates: Sequence[float] | None = None
     accumulation: int = 1
     schedule: str = "linear"
     warmup: int = 0
@@ -135,6 +139,8 @@ class Trainer:
     def concept(self) -> Concept:
         """The concept as trained so far."""
         metadata = {**self.metadata, "step": self.step}
+        if len(self.base.text_widths) > 1:
+            metadata[TEXT_WIDTHS] = list(self.base.text_widths)
         return Concept(self.embedding.by_token(), self.network.file_tensors(), metadata)
 
     def fit(self, *, resume: bool = True) -> TrainingRun:
@@ -167,19 +173,24 @@ class Trainer:
         return TrainingRun(self.step, first, self.loss, self.frozen_at)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = {
-            "embedding": list(self.embedding.parameters()),
-            "text_encoder": self.network.parameters_of("lora_te"),
-            "unet": self.network.parameters_of("lora_unet"),
-        }
-        chosen = []
-        for name, parameters in groups.items():
-            rate = self.options.rates[name]
-            for parameter in parameters:
-                parameter.requires_grad_(rate > 0)
-            if rate > 0 and parameters:
-                chosen.append({"params": parameters, "lr": rate, "name": name})
-        return chosen
+        rates = self.options.rates
+        groups = [
+            {"name": "embedding", "params": list(self.embedding.parameters()), "lr": rates["embedding"]},
+            {"name": "text_encoder", "params": self.network.parameters_of("lora_te"), "lr": rates["text_encoder"]},
+            *self._unet_groups(rates["unet"]),
+        ]
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["lr"] > 0)
+        return [group for group in groups if group["lr"] > 0 and group["params"]]
+
+    def _unet_groups(self, rate: float) -> list[dict[str, Any]]:
+        """One group, or one for each block."""
+        if self.options.block_rates is None:
+            return [{"name": "unet", "params": self.network.parameters_of("lora_unet"), "lr": rate}]
+        adapters = {name: adapter for name, adapter in self.network.adapters.items() if name.startswith("lora_unet")}
+        groups = rate_groups(adapters, BlockLayout.of(self.base.models), self.options.block_rates, rate)
+        return [{**group, "name": f"unet, block {group['block']}"} for group in groups]
 
     def _one_step(self, base: Base) -> float:
         """One optimizer step; returns the mean loss over its pictures on this process."""
@@ -222,7 +233,7 @@ class Trainer:
         prompts = [draw.prompt for draw in draws]
         self.network.set_timestep(timesteps, self.schedule.config.num_train_timesteps)
         with accelerator.autocast():
-            states = encode_prompts(base, prompts)
+            states = prompt_states(base, prompts)
         regularised = self.loss_options.attention_weight > 0
         return StepInputs(
             latents,
@@ -310,9 +321,9 @@ class Trainer:
         log.info("resuming at step %d of %d", self.step, self.options.steps)
 
     def _check_agreement(self, made_with: Mapping[str, Any]) -> None:
-        missing = object()
         names = [*self.agreement, *(name for name in made_with if name not in self.agreement)]
-        other = [name for name in names if self.agreement.get(name, missing) != made_with.get(name, missing)]
+        # An option that one of them does not know is one that was not there yet, which null stands for.
+        other = [name for name in names if self.agreement.get(name) != made_with.get(name)]
         if other:
             name = other[0]
             more = f" and {len(other) - 1} more" if len(other) > 1 else ""

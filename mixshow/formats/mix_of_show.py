@@ -54,8 +54,13 @@ def write_mix_of_show(concept: Concept, path: Path | str, models: Mapping[str, n
         models: `text_encoder` and `unet` of the concept's base, which spell the modules' paths.
 
     Raises:
-        MixshowError: the concept's network is no low-rank one, or was made for another base; the disk is full.
+        MixshowError: the concept's network is no low-rank one, or was made for another base; the base has two text
+            encoders, which the format does not know; the disk is full.
     """
+    if "text_encoder_2" in models:
+        raise MixshowError(
+            f"{concept.source or concept.text}: the Mix-of-Show format holds one text encoder, XL bases have two"
+        )
     contents: dict[str, dict[str, Tensor]] = {
         "new_concept_embedding": {token: vector.float().clone() for token, vector in concept.embeddings.items()}
     }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixshow.fusion.fuse import Fusion, all_embeddings
 from mixshow.fusion.members import Member
+from mixshow.fusion.problem import widened
 from mixshow.models import Base
 
 
@@ -16,8 +17,9 @@ def weighted_sum(base: Base, members: Sequence[Member]) -> Fusion:
     total: dict[str, Tensor] = {}
     for member in members:
         for path, change in member.changes(base).items():
-            change = member.weight * change.flatten(1).double()
-            total[path] = total[path] + change if path in total else change
+            before = total.get(path, change.new_zeros(change.flatten(1).shape))
+            width = max(before.shape[1], change.flatten(1).shape[1])  # biases are one more column
+            total[path] = widened(before, width) + member.weight * widened(change, width).double()
     return Fusion(total, all_embeddings(members))
 
 

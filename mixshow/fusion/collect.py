@@ -11,8 +11,8 @@ from mixshow.core.seeding import derived_seed
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
 from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
-from mixshow.models import Base, encode_prompts, make_scheduler
-from mixshow.models.prompts import prompt_ids
+from mixshow.models import Base, encode_prompts, make_scheduler, prompt_states
+from mixshow.models.prompts import prompt_ids, text_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 
@@ -77,9 +77,9 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
     Args:
         padded: run prompts padded to full length, as sampling does.
     """
-    with StatisticsRecorder({layer.path: layer.module for layer in layers}, double=True) as recorder:
-        for ids in _id_batches(base, prompts, padded):
-            base.text_encoder(ids)
+    with _recorder(layers, double=True) as recorder:
+        for texts in _text_batches(base, prompts, padded):
+            text_states(base, texts, pad=padded)
     return recorder.statistics()
 
 
@@ -92,7 +92,8 @@ def key_value_statistics(
     Args:
         every_position: all positions of padded prompts; otherwise concept tokens and the end token.
     """
-    statistics: list[LayerStatistics | None] = [None] * base.topology.layers
+    read = {(layer.text_layer, layer.extended) for layer in layers}
+    statistics: dict[tuple[int | None, bool], LayerStatistics] = {}
     chosen_ids = torch.tensor(
         [base.tokenizer.eos_token_id, *(number for ids in base.vocabulary.ids.values() for number in ids)]
     )
@@ -100,17 +101,18 @@ def key_value_statistics(
         if every_position:
             states = encode_prompts(base, [prompt])[0]
         else:
-            ids = _ids_per_layer(base, prompt, padded=False)
+            texts = _texts_per_layer(base, prompt)
+            encoded, ids = text_states(base, texts, pad=False).states, prompt_ids(base, texts, pad=False)
             # A prompt without concept tokens is the same text in all layers.
-            states, ids = (
-                each.expand(base.topology.layers, *each.shape[1:]) for each in (base.text_encoder(ids)[0], ids)
-            )
+            states, ids = (each.expand(base.topology.layers, *each.shape[1:]) for each in (encoded, ids))
         for number, rows in enumerate(states):
             if not every_position:
                 rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
-            own, before = LayerStatistics.of_rows(rows), statistics[number]
-            statistics[number] = own if before is None else before + own
-    return {layer.path: statistics[layer.text_layer] for layer in layers}  # type: ignore[index, misc]
+            for extended in (False, True):
+                if (number, extended) in read:
+                    own, before = LayerStatistics.of_rows(rows, extended=extended), statistics.get((number, extended))
+                    statistics[number, extended] = own if before is None else before + own
+    return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
 
 
 @torch.no_grad()
@@ -119,29 +121,34 @@ def spatial_statistics(
 ) -> Statistics:
     """Inputs of UNet layers while pictures of the prompts are denoised, without guidance."""
     height, width = latent_size(base, collection.width, collection.height)
-    with StatisticsRecorder({layer.path: layer.module for layer in layers}) as recorder:
+    with _recorder(layers) as recorder:
         for start in range(0, len(prompts), collection.batch_size):
             batch = prompts[start : start + collection.batch_size]
             seeds = [derived_seed(collection.seed, "statistics", start + i) for i in range(len(batch))]
             scheduler = make_scheduler(base)
             scheduler.set_timesteps(collection.steps, device=base.device)
-            denoise(base, scheduler, start_noise(base, seeds, height, width), encode_prompts(base, batch))
+            denoise(base, scheduler, start_noise(base, seeds, height, width), prompt_states(base, batch))
     return recorder.statistics()
 
 
-def _ids_per_layer(base: Base, prompt: str, padded: bool) -> torch.Tensor:
-    """`[layers, tokens]`, or `[1, tokens]` when no concept token makes a difference."""
+def _recorder(layers: Sequence[Layer], *, double: bool = False) -> StatisticsRecorder:
+    extended = [layer.path for layer in layers if layer.extended]
+    return StatisticsRecorder({layer.path: layer.module for layer in layers}, extended=extended, double=double)
+
+
+def _texts_per_layer(base: Base, prompt: str) -> list[str]:
+    """The prompt as every layer reads it; once when no concept token makes a difference."""
     layers = base.topology.layers if base.vocabulary.used_in(prompt) else 1
-    return prompt_ids(base, [base.vocabulary.bind(prompt, layer) for layer in range(layers)], pad=padded)
+    return [base.vocabulary.bind(prompt, layer) for layer in range(layers)]
 
 
-def _id_batches(base: Base, prompts: Sequence[str], padded: bool) -> Iterator[torch.Tensor]:
-    """Token ids of all bindings; padded ones in batches over prompts."""
-    waiting: list[torch.Tensor] = []
+def _text_batches(base: Base, prompts: Sequence[str], padded: bool) -> Iterator[list[str]]:
+    """All bindings; padded ones in batches over prompts."""
+    waiting: list[str] = []
     for prompt in prompts:
-        waiting.append(_ids_per_layer(base, prompt, padded))
-        if not padded or sum(len(ids) for ids in waiting) >= _TEXTS_AT_A_TIME:
-            yield torch.cat(waiting)
+        waiting += _texts_per_layer(base, prompt)
+        if not padded or len(waiting) >= _TEXTS_AT_A_TIME:
+            yield waiting
             waiting = []
     if waiting:
-        yield torch.cat(waiting)
+        yield waiting

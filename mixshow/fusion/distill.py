@@ -25,7 +25,7 @@ from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import CAPTIONS, TEXT, filled
-from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 from mixshow.sampling.precision import Precision, autocast
@@ -109,8 +109,8 @@ def distill(
     """Refine a fusion. The base is unchanged afterwards.
 
     Args:
-        fusion: where to start; the layers it changes in the UNet are the ones that move, its embeddings and text
-            encoder stay.
+        fusion: where to start; the weights it changes in the UNet are the ones that move, its biases, embeddings and
+            text encoder stay.
 
     Returns:
         A fusion with full-rank changes in the UNet.
@@ -124,12 +124,11 @@ def distill(
             _make_trainable(weight, attachment)
         _train(fused, list(weights.values()), curriculum, plan, show_progress)
         refined = {path: weight.detach().clone() for path, weight in weights.items()}
-    changes = {
-        path: (refined[path] - weights[path].detach().float()).reshape(change.shape).to(change)
-        if path in refined
-        else change
-        for path, change in fusion.changes.items()
-    }
+    changes = dict(fusion.changes)
+    for path, weight in weights.items():
+        before = changes[path]
+        moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
+        changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
     return dataclasses.replace(fusion, changes=changes)
 
 
@@ -194,10 +193,10 @@ def _train(
             latents = torch.stack([lessons.latents[row] for lessons, row in rows])
             targets = torch.stack([lessons.targets[row] for lessons, row in rows])
             times = torch.stack([lessons.times[row] for lessons, row in rows])
-            text = torch.stack([states[lessons.prompts[row]] for lessons, row in rows])
+            text = PromptStates.stacked([states[lessons.prompts[row]] for lessons, row in rows])
             unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in times.tolist()])
             with autocast(latents.device, Precision.AUTO):
-                predicted = fused.unet(latents, times, encoder_hidden_states=text).sample
+                predicted = fused.unet(latents, times, **text.for_unet(latents)).sample
             errors = (predicted.float() - targets.float()).square().flatten(1).mean(1)
             loss = (errors / unit.to(errors.device)).mean()
             optimizer.zero_grad(set_to_none=True)
@@ -228,8 +227,8 @@ def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: int
         seeds = [derived_seed(plan.seed, "distill", number, start + i) for i in range(len(batch))]
         scheduler = make_scheduler(model)
         scheduler.set_timesteps(plan.walk_steps, device=model.device)
-        states = encode_prompts(model, batch)
-        negative = encode_prompts(model, [""]).expand_as(states)
+        states = prompt_states(model, batch)
+        negative = prompt_states(model, [""]).expanded(len(states))
         with Attachment() as attachment:
             attachment.add_hook(model.unet.register_forward_hook(observe))
             denoise(
@@ -250,16 +249,18 @@ def _predict(model: Base, lessons: Lessons) -> Tensor:
     with layerwise_states(model.unet), autocast(lessons.latents.device, Precision.AUTO):
         for start in range(0, len(lessons), 2 * _WALKED_TOGETHER):
             part = slice(start, start + 2 * _WALKED_TOGETHER)
-            text = torch.stack([states[prompt] for prompt in lessons.prompts[part]])
-            parts.append(model.unet(lessons.latents[part], lessons.times[part], encoder_hidden_states=text).sample)
+            text = PromptStates.stacked([states[prompt] for prompt in lessons.prompts[part]])
+            latents = lessons.latents[part]
+            parts.append(model.unet(latents, lessons.times[part], **text.for_unet(latents)).sample)
     return torch.cat(parts).float()
 
 
 @torch.no_grad()
-def _states(model: Base, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Text states `[layers, tokens, width]` by prompt."""
+def _states(model: Base, prompts: Sequence[str]) -> dict[str, PromptStates]:
+    """What the UNet reads of each prompt, without a leading axis."""
     distinct = list(dict.fromkeys(prompts))
-    return dict(zip(distinct, encode_prompts(model, distinct, chunk=64)))
+    states = prompt_states(model, distinct, chunk=64)
+    return {prompt: states[number] for number, prompt in enumerate(distinct)}
 
 
 def _joined(parts: Sequence[Lessons]) -> Lessons:

@@ -46,7 +46,7 @@ class Fusion:
     """The fused change of a base.
 
     Attributes:
-        changes: by module path, `[out, in]`.
+        changes: by module path, `[out, in]`; with the bias's change as one more column where it changes.
         embeddings: all concepts' tokens, `[layers, width]` each.
         outcomes: by module path, with residuals in the members' order; empty for baselines.
         seconds: by what they were spent on.
@@ -167,9 +167,14 @@ def record_stage(
 
 
 def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:
-    """The layers of a stage that any member's network changes."""
+    """The layers of a stage that any member's network changes, extended where one of them changes the bias."""
     named = {key.partition(".")[0] for member in members for key in member.concept.network}
-    return [layer for name, layer in layers_of(base).items() if name in named and layer.stage is stage]
+    biased = {path for member in members for path in member.changed_biases(base, [stage])}
+    return [
+        dataclasses.replace(layer, extended=layer.path in biased)
+        for name, layer in layers_of(base).items()
+        if name in named and layer.stage is stage
+    ]
 
 
 def all_embeddings(members: Sequence[Member]) -> dict[str, Tensor]:

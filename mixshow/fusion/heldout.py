@@ -20,7 +20,8 @@ from mixshow.core.seeding import derived_seed
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import HELD_OUT, HELD_OUT_CAPTIONS, filled
-from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.models import Base, make_scheduler, prompt_states
+from mixshow.models.schedule import as_noise
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 
@@ -72,7 +73,7 @@ class _Walk:
 
     prompts: Sequence[str]
     points: Sequence[tuple[Tensor, Tensor]]  # latents [prompts, channels, height, width] and timestep, per step
-    predictions: Tensor  # [steps, prompts, channels, height, width]
+    predictions: Tensor  # of noise, [steps, prompts, channels, height, width]
 
 
 class HeldOut:
@@ -119,7 +120,7 @@ def _walk(base: Base, prompts: Sequence[str], plan: HeldOutPlan) -> _Walk:
 
     def observe(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         points.append((arguments[0], arguments[1]))
-        predictions.append(output.sample)
+        predictions.append(as_noise(base, output.sample, arguments[0], arguments[1]))
 
     height, width = latent_size(base, plan.width, plan.height)
     seeds = [derived_seed(plan.seed, "held out", number) for number in range(len(prompts))]
@@ -127,15 +128,18 @@ def _walk(base: Base, prompts: Sequence[str], plan: HeldOutPlan) -> _Walk:
     scheduler.set_timesteps(plan.steps, device=base.device)
     with Attachment() as attachment, torch.no_grad():
         attachment.add_hook(base.unet.register_forward_hook(observe))
-        denoise(base, scheduler, start_noise(base, seeds, height, width), encode_prompts(base, prompts))
+        denoise(base, scheduler, start_noise(base, seeds, height, width), prompt_states(base, prompts))
     return _Walk(prompts, points, torch.stack(predictions))
 
 
 @torch.no_grad()
 def _predict(base: Base, walk: _Walk) -> Tensor:
-    """A model's predictions at the points of a walk, `[steps, prompts, channels, height, width]`."""
-    states = encode_prompts(base, walk.prompts)
+    """A model's predicted noise at the points of a walk, `[steps, prompts, channels, height, width]`."""
+    text = prompt_states(base, walk.prompts)
     with layerwise_states(base.unet):
         return torch.stack(
-            [base.unet(latents, time, encoder_hidden_states=states).sample for latents, time in walk.points]
+            [
+                as_noise(base, base.unet(latents, time, **text.for_unet(latents)).sample, latents, time)
+                for latents, time in walk.points
+            ]
         )

@@ -30,6 +30,7 @@ class Layer:
         path: canonical path, the key of statistics, problems and reports.
         file_name: its name in network files.
         text_layer: for keys and values, the number of their cross-attention layer.
+        extended: its bias changes too, so that its statistics need a constant input.
     """
 
     path: str
@@ -37,10 +38,11 @@ class Layer:
     stage: Stage
     module: nn.Module
     text_layer: int | None = None
+    extended: bool = False
 
 
 def layers_of(base: Base) -> dict[str, Layer]:
-    """All modules with a weight of the base's text encoder and UNet, by file name."""
+    """All modules with a weight of the base's text encoders and UNet, by file name."""
     numbers = {
         f"{path}.{part}": number
         for number, path in enumerate(base.topology.cross_attention)
@@ -52,29 +54,41 @@ def layers_of(base: Base) -> dict[str, Layer]:
             if not path or not isinstance(getattr(module, "weight", None), nn.Parameter):
                 continue
             number = numbers.get(path) if model == "unet" else None
-            stage = Stage.TEXT if model == "text_encoder" else Stage.SPATIAL if number is None else Stage.KEY_VALUE
-            layer = Layer(canonical_path(model, path), file_name(model, path), stage, module, number)
+            stage = Stage.TEXT if model != "unet" else Stage.SPATIAL if number is None else Stage.KEY_VALUE
+            own_path = canonical_path(model, path)
+            if model == "text_encoder_2":  # both text encoders have modules of the same paths
+                own_path = f"{model}.{own_path}"
+            layer = Layer(own_path, file_name(model, path, base.models), stage, module, number)
             found[layer.file_name] = layer
     return found
 
 
 def put_in_place(modules: Mapping[str, nn.Module], changes: Mapping[str, Tensor]) -> Attachment:
-    """Add changes to the weights of modules; detaching puts the very same tensors back.
+    """Add changes to the weights and biases of modules; detaching puts the very same tensors back.
 
     Args:
         modules: by path.
-        changes: by path, with as many elements as the weight.
+        changes: by path, with as many elements as the weight; or `[out, in + 1]`, the last column for the bias.
     """
     attachment = Attachment()
     try:
         for path, change in changes.items():
-            weight = modules[path].weight
+            weight, bias = modules[path].weight, getattr(modules[path], "bias", None)
             assert isinstance(weight, nn.Parameter)
-            before = weight.data
-            attachment.add(partial(setattr, weight, "data", before))
-            # Added in the change's precision, rounded once.
-            weight.data = (before.to(change.dtype) + change.reshape(before.shape).to(before.device)).to(before.dtype)
+            if change.numel() == weight.numel():
+                _add(weight, change, attachment)
+                continue
+            assert isinstance(bias, nn.Parameter) and change.numel() == weight.numel() + bias.numel()
+            _add(weight, change[:, :-1], attachment)
+            _add(bias, change[:, -1], attachment)
     except BaseException:
         attachment.detach()
         raise
     return attachment
+
+
+def _add(parameter: nn.Parameter, change: Tensor, attachment: Attachment) -> None:
+    before = parameter.data
+    attachment.add(partial(setattr, parameter, "data", before))
+    # Added in the change's precision, rounded once.
+    parameter.data = (before.to(change.dtype) + change.reshape(before.shape).to(before.device)).to(before.dtype)

@@ -6,13 +6,16 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.edlora.concept import Concept
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
-from mixshow.lycoris import load_network
+from mixshow.fusion.statistics import is_elementwise
+from mixshow.lycoris import Network, load_network
+from mixshow.lycoris.carrier import own_weight
 from mixshow.models import Base
 
 
@@ -32,27 +35,54 @@ class Member:
     unet: float = 1.0
 
     def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> dict[str, Tensor]:
-        """Its weight changes at its strengths, by module path, float32.
+        """Its weight changes at its strengths, by module path, in at least float32.
+
+        In the weight's shape; where the bias changes too a matrix `[out, in + 1]` whose last column is the bias's; of
+        a normalisation `[channels, 1]` or `[channels, 2]`.
 
         Raises:
             MixshowError: the network was made for another base.
         """
-        stages = set(stages)
+        network, layers = self._network(base, stages), layers_of(base)
+        found = {}
+        for name, adapter in network.adapters.items():
+            layer, strength = layers[name], self._strength(layers[name].stage)
+            if strength == 0:
+                continue
+            change, bias = adapter.change_at(own_weight(layer.module), strength), adapter.bias_delta()
+            if bias is not None:
+                bias = strength * bias.reshape(-1, 1)
+                change = torch.cat([change.reshape(len(bias), -1), bias.to(change.dtype)], dim=1)
+            elif is_elementwise(layer.module):
+                change = change.reshape(-1, 1)
+            found[layer.path] = change
+        return found
+
+    def changed_biases(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> set[str]:
+        """Paths of the modules whose bias it changes.
+
+        Raises:
+            MixshowError: the network was made for another base.
+        """
         layers = layers_of(base)
+        return {
+            layers[name].path
+            for name, adapter in self._network(base, stages).adapters.items()
+            if adapter.bias_delta() is not None and self._strength(layers[name].stage) != 0
+        }
+
+    def _network(self, base: Base, stages: Iterable[Stage]) -> Network:
+        """Its network on the layers of some stages."""
+        stages, layers = set(stages), layers_of(base)
         wanted = {}
         for key, tensor in self.concept.network.items():
             layer = layers.get(key.partition(".")[0])
             if layer is None or layer.stage in stages:  # unknown names are left to the network's own message
                 wanted[key] = tensor
         try:
-            network = load_network(base.models, wanted).requires_grad_(False)
+            return load_network(base.models, wanted).requires_grad_(False)
         except MixshowError as error:
             raise MixshowError(f"{self.concept.source or self.concept.text}: {error}") from error
-        return {
-            layers[name].path: self._strength(layers[name].stage) * delta
-            for name, delta in network.deltas()
-            if self._strength(layers[name].stage) != 0
-        }
 
     def _strength(self, stage: Stage) -> float:
         return self.text_encoder if stage is Stage.TEXT else self.unet

@@ -7,6 +7,9 @@ layer (its weight is W_0 + D) minimises
 
 which is the quadratic form of S = sum_i w_i G_i + mu G_b + lambda I and B = sum_i w_i D_i G_i. The ridge pulls the
 *change* to zero, never the weight.
+
+A layer whose bias changes has inputs extended by a constant 1, and the bias's change as the last column of D. A
+normalisation is a batch of such problems, one per channel, with one input each: all matrices have a leading axis then.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mixshow.core.errors import MixshowError
 from mixshow.fusion.statistics import LayerStatistics
 
 Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
@@ -43,7 +48,7 @@ class Inputs:
 
     @cached_property
     def moments(self) -> list[Tensor]:
-        """G_i, `[in, in]` each."""
+        """G_i, `[in, in]` each, of a normalisation `[channels, in, in]`."""
         return [each.mean for each in self.statistics]
 
     @cached_property
@@ -53,15 +58,20 @@ class Inputs:
         assert isinstance(total, Tensor)
         return total if self.anchor is None else total + self.anchor_weight * self.anchor.mean
 
+    @property
+    def size(self) -> int:
+        """Number of eigenvalues of S."""
+        return self.plain_matrix.shape[:-1].numel()
+
     @cached_property
     def ridge_value(self) -> float:
         """lambda."""
-        return self.ridge * float(self.plain_matrix.trace()) / self.plain_matrix.shape[0]
+        return self.ridge * float(self.plain_matrix.diagonal(dim1=-2, dim2=-1).sum()) / self.size
 
     @cached_property
     def matrix(self) -> Tensor:
         """S, `[in, in]`, float64."""
-        width = self.plain_matrix.shape[0]
+        width = self.plain_matrix.shape[-1]
         return self.plain_matrix + self.ridge_value * torch.eye(
             width, dtype=torch.float64, device=self.plain_matrix.device
         )
@@ -74,18 +84,19 @@ class Inputs:
 
     @cached_property
     def spectrum(self) -> Tensor:
-        """Eigenvalues of S, ascending."""
+        """All eigenvalues of S, ascending."""
         # Without ridge the vectors will be wanted too; with it they are not, and cost thrice as much.
-        return self.eigen[0] if self.ridge_value == 0 else torch.linalg.eigvalsh(self.matrix)
+        values = self.eigen[0] if self.ridge_value == 0 else torch.linalg.eigvalsh(self.matrix)
+        return values.flatten().sort().values
 
     @cached_property
     def span(self) -> Tensor | None:
         """The projector onto the inputs' span, `[in, in]`; None where they span everything."""
-        if self.rank == self.matrix.shape[0]:
+        if self.rank == self.size:
             return None
         values, vectors = self.eigen
-        kept = vectors[:, values > self.resolution * values[-1]]
-        return kept @ kept.T
+        kept = values > self.resolution * values.max()
+        return (vectors * kept.unsqueeze(-2)) @ vectors.mT
 
     @property
     def resolution(self) -> float:
@@ -111,7 +122,8 @@ class LayerProblem:
     Attributes:
         name: module path.
         inputs: shared with the layers that read the same.
-        deltas: D_i, `[out, in]` each (convolutions flattened); None: the concept leaves this layer alone.
+        deltas: D_i, `[out, in]` each (convolutions flattened; of a normalisation `[channels, 1, in]`); None: the
+            concept leaves this layer alone.
     """
 
     name: str
@@ -169,12 +181,15 @@ def build_problems(
     """One problem per layer that any concept changes.
 
     Args:
-        deltas: for each concept, its weight changes by module path.
+        deltas: for each concept, its weight changes by module path; with a last column for the bias or without.
         statistics: for each concept, by module path; every layer of `deltas` must be there.
         weights: one per concept, normalised to sum 1; None: in proportion to each layer's row counts (published).
         anchor: statistics of the base under ordinary captions.
         anchor_weight: mu.
         ridge: share of the mean eigenvalue.
+
+    Raises:
+        MixshowError: a concept changes a bias, and the statistics were recorded without the constant input.
     """
     names = list(dict.fromkeys(name for each in deltas for name in each))
     shared: dict[tuple[int, ...], Inputs] = {}
@@ -187,6 +202,24 @@ def build_problems(
             raw = [float(each.rows) for each in own] if weights is None else list(weights)
             shared[key] = Inputs(own, [value / sum(raw) for value in raw], base, anchor_weight, ridge)
         inputs = shared[key]
-        matrices = [each[name].flatten(1).to(inputs.plain_matrix.device) if name in each else None for each in deltas]
-        problems.append(LayerProblem(name, inputs, matrices))
+        problems.append(LayerProblem(name, inputs, [_delta(name, each.get(name), inputs) for each in deltas]))
     return problems
+
+
+def _delta(name: str, delta: Tensor | None, inputs: Inputs) -> Tensor | None:
+    if delta is None:
+        return None
+    moment = inputs.plain_matrix
+    if delta.flatten(1).shape[1] > moment.shape[-1]:
+        raise MixshowError(
+            f"'{name}': a concept changes more than its statistics are of ({delta.flatten(1).shape[1]} columns, with "
+            f"the bias, against {moment.shape[-1]}); record the statistics again"
+        )
+    matrix = widened(delta, moment.shape[-1]).to(moment.device)
+    return matrix if moment.dim() == 2 else matrix.unsqueeze(-2)
+
+
+def widened(change: Tensor, width: int) -> Tensor:
+    """A change as a matrix `[out, width]`; what it has no column for, a bias, it leaves alone."""
+    matrix = change.flatten(1)
+    return F.pad(matrix, (0, width - matrix.shape[1]))

@@ -1,13 +1,16 @@
 """Second moments of layer inputs: all that fusion keeps of what flows through a model.
 
-A layer's statistics have the size of its input width, whatever the number of prompts, steps or positions.
+A layer's statistics have the size of its input width, whatever the number of prompts, steps or positions. Where a bias
+changes too, the input is extended by a constant 1, for which the bias is one more column of the weight. A
+normalisation scales and shifts every channel by itself, so its statistics are one small moment per channel, of the
+normalised input.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Self
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
+from mixshow.lycoris.operation import module_operation
 
 # Relative size below which eigenvalues of a moment are rounding noise: products of fp32 inputs taken in fp64, in fp32.
 DOUBLE_RESOLUTION = 1e-10
@@ -27,7 +31,8 @@ class LayerStatistics:
     """Inputs of one layer, summed up.
 
     Attributes:
-        moment: `sum x x^T` over the rows, `[in, in]`, float64.
+        moment: `sum x x^T` over the rows, `[in, in]`, of a normalisation `[channels, in, in]` with `in` 1, float64;
+            `in` counts the constant 1 where there is one.
         rows: number of input rows.
         resolution: eigenvalues below this share of the largest are rounding noise.
     """
@@ -38,7 +43,7 @@ class LayerStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """The normalised second moment, `[in, in]`."""
+        """The moment of one row, in the moment's shape."""
         return self.moment / max(self.rows, 1)
 
     def __add__(self, other: LayerStatistics) -> LayerStatistics:
@@ -48,18 +53,45 @@ class LayerStatistics:
         )
 
     @classmethod
-    def of_rows(cls, rows: Tensor) -> LayerStatistics:
-        """From rows `[..., in]` at hand, in float64."""
+    def of_rows(cls, rows: Tensor, *, elementwise: bool = False, extended: bool = False) -> LayerStatistics:
+        """From rows `[..., in]` at hand, in float64; `elementwise` and `extended` as in `second_moment`."""
         rows = rows.detach().flatten(0, -2).double()
-        return cls(rows.T @ rows, rows.shape[0])
+        return cls(second_moment(rows, elementwise=elementwise, extended=extended), rows.shape[0])
+
+
+def second_moment(rows: Tensor, *, elementwise: bool = False, extended: bool = False) -> Tensor:
+    """`sum x x^T` over rows `[rows, in]`.
+
+    Args:
+        elementwise: every column is an input of its own, `[columns, 1, 1]`.
+        extended: inputs are followed by a constant 1.
+    """
+    if not elementwise:
+        rows = F.pad(rows, (0, 1), value=1.0) if extended else rows
+        return rows.T @ rows
+    columns = rows.T[..., None]
+    columns = F.pad(columns, (0, 1), value=1.0) if extended else columns
+    return columns.mT @ columns
+
+
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether a module's weight and bias scale and shift channels: normalisations."""
+    return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     """A layer's input as rows `[rows, in]` with `rows @ weight.flatten(1).T` the layer's output without bias.
 
+    Of a normalisation `[rows, channels]`, normalised, with `rows * weight` its output without bias.
+
     Raises:
         MixshowError: a grouped convolution, or a kind of module that has no such form.
     """
+    if is_elementwise(module):
+        normalised = module_operation(module, x, None)
+        if isinstance(module, nn.GroupNorm):
+            return normalised.movedim(1, -1).flatten(0, -2)
+        return normalised.flatten(-len(module.normalized_shape)).flatten(0, -2)  # type: ignore[arg-type]
     if isinstance(module, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
@@ -67,7 +99,10 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
             return x.movedim(1, -1).reshape(-1, x.shape[1])
         patches = F.unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)  # type: ignore[arg-type]
         return patches.transpose(1, 2).flatten(0, 1)
-    raise MixshowError(f"modules of kind {type(module).__name__} cannot be fused; Linear and ungrouped Conv2d can")
+    raise MixshowError(
+        f"modules of kind {type(module).__name__} cannot be fused; Linear, ungrouped Conv2d and "
+        "LayerNorm, GroupNorm and RMSNorm can"
+    )
 
 
 class _Accumulator:
@@ -103,6 +138,7 @@ class StatisticsRecorder:
 
     Args:
         modules: by canonical path.
+        extended: paths of modules whose inputs are extended by a constant 1.
         double: products in float64 too (for text features, whose directions differ by little).
 
     Example:
@@ -113,8 +149,11 @@ class StatisticsRecorder:
         [[1.0, 1.0], [1.0, 1.0]]
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], *, double: bool = False) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], *, extended: Collection[str] = (), double: bool = False
+    ) -> None:
         self._modules = dict(modules)
+        self._extended = frozenset(extended)
         self._double = double
         self._accumulators: dict[str, _Accumulator] = {}
         self._previous: _Accumulator | None = None
@@ -137,8 +176,8 @@ class StatisticsRecorder:
 
     def _record(self, name: str, module: nn.Module, x: Tensor) -> None:
         own = self._accumulators.get(name)
-        previous = self._previous
-        if previous is not None and _same_input(previous.latest, module, x):
+        previous, geometry = self._previous, self._geometry(name)
+        if previous is not None and _same_input(previous.latest, x, geometry):
             if own is None:  # first call: read what the layer before us read
                 self._accumulators[name] = own = previous
             if own is previous:
@@ -151,23 +190,29 @@ class StatisticsRecorder:
         ):
             own = own.without_latest()  # read the same until now, and something else from here on
         self._accumulators[name] = own
-        product, rows = self._product(module, x)
-        own.put(product, rows, (weakref.ref(x), _version(x), _geometry(module)))
+        product, rows = self._product(module, x, name in self._extended)
+        own.put(product, rows, (weakref.ref(x), _version(x), geometry))
         self._previous = own
 
     @torch.no_grad()
-    def _product(self, module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    def _product(self, module: nn.Module, x: Tensor, extended: bool) -> tuple[Tensor, int]:
         # Convolutions one picture at a time: unfolded inputs are k * k times the input's size.
         parts = x.split(1) if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) else (x,)
         product, count = None, 0
         for part in parts:
-            rows = input_rows(module, part)
-            rows = rows.double() if self._double else rows.float()  # never half precision
-            square = (rows.T @ rows).double()
+            rows = input_rows(module, part.double() if self._double else part.float())  # never half precision
+            square = second_moment(rows, elementwise=is_elementwise(module), extended=extended).double()
             product = square if product is None else product + square
             count += rows.shape[0]
         assert product is not None
         return product, count
+
+    def _geometry(self, name: str) -> tuple[object, ...]:
+        """What tells whether two layers that read the same tensor have the same rows."""
+        module, extended = self._modules[name], name in self._extended
+        if isinstance(module, nn.Conv2d):
+            return ("conv", extended, module.kernel_size, module.stride, module.padding, module.dilation)
+        return ("norm", name) if is_elementwise(module) else ("linear", extended)
 
     def statistics(self) -> dict[str, LayerStatistics]:
         """What was recorded, by module path; layers that share their inputs share one object."""
@@ -185,17 +230,11 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _geometry(module: nn.Module) -> tuple[object, ...]:
-    if isinstance(module, nn.Conv2d):
-        return ("conv", module.kernel_size, module.stride, module.padding, module.dilation)
-    return ("linear",)
-
-
-def _same_input(latest: tuple[object, ...] | None, module: nn.Module, x: Tensor) -> bool:
+def _same_input(latest: tuple[object, ...] | None, x: Tensor, geometry: tuple[object, ...]) -> bool:
     if latest is None:
         return False
-    reference, version, geometry = latest
-    return reference() is x and version == _version(x) and geometry == _geometry(module)  # type: ignore[operator]
+    reference, version, before = latest
+    return reference() is x and version == _version(x) and before == geometry  # type: ignore[operator]
 
 
 def _leader(accumulators: Mapping[str, _Accumulator], shared: _Accumulator) -> str:

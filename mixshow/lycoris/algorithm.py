@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
 from mixshow.lycoris.dropout import Dropouts
+from mixshow.lycoris.kept import kept
 from mixshow.lycoris.operation import module_operation, rebuilt_operation
 
 __all__ = ["Algorithm", "computed_in", "module_operation", "precise", "read_alpha", "scale_tensor", "weight_of"]
@@ -183,12 +184,13 @@ def computed_in(x: Tensor) -> Tensor:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A module's weight.
+    """A module's own weight, without what networks have merged into it.
 
     Raises:
         MixshowError: it has none that can be changed: quantised, on the meta device, or without one.
     """
-    weight = getattr(module, "weight", None)
+    before = kept(module)
+    weight = getattr(module, "weight", None) if before is None else before[0]
     if not isinstance(weight, Tensor):
         raise MixshowError(f"expected a module with a weight, found {type(module).__name__}")
     if weight.is_meta:

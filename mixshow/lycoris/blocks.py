@@ -85,6 +85,18 @@ class BlockLayout:
             return self.ends + self.inputs + min(int(number), self.middle - 1)
         return self.ends + self.inputs + self.middle + int(number)
 
+    def name_of(self, block: int) -> str:
+        """What SGM calls a block, `input_blocks.4`; the ends of XL are `time_embed` and `out`."""
+        if self.ends and block in (0, self.count - 1):
+            return "out" if block else "time_embed"
+        number = block - self.ends
+        if number < self.inputs:
+            return f"input_blocks.{number}"
+        number -= self.inputs
+        if number < self.middle:
+            return "middle_block" if self.middle == 1 else f"middle_block.{number}"
+        return f"output_blocks.{number - self.middle}"
+
     def weights(
         self,
         *,

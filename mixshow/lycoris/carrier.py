@@ -2,7 +2,7 @@
 
 A network is attached by giving the module instance a `forward` of its own, in place of its class's; state dict, keys
 and hooks stay as they are, and a compiled module notices. Several networks on one module add their changes of the
-module's own weight; they never compound.
+module's own weight, the one it has without merged networks; they never compound.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.lycoris.algorithm import Algorithm, precise
+from mixshow.lycoris.kept import give_back, keep, kept
 from mixshow.lycoris.operation import ADAPTABLE, output_positions
 
 _ATTRIBUTE = "_mixshow_networks"
@@ -41,14 +42,13 @@ class Carrier:
     def __init__(self) -> None:
         self.attached: list[tuple[Algorithm, Strength]] = []
         self.merged: list[tuple[Algorithm, float]] = []
-        self.kept: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
         self.own_forward: Callable[..., Tensor] | None = None  # what the instance had before, None: the class's
 
     def __deepcopy__(self, _: Any) -> Self:
         """A copied model keeps its networks: the same parameters, on the copy's modules."""
         copied = type(self)()
         copied.attached, copied.merged = list(self.attached), list(self.merged)
-        copied.kept, copied.own_forward = self.kept, self.own_forward
+        copied.own_forward = self.own_forward
         return copied
 
     def run(self, module: nn.Module, *args: Any, **keywords: Any) -> Tensor:
@@ -58,7 +58,7 @@ class Carrier:
             return self._unchanged(module, *args, **keywords)
         x = args[0] if args else keywords["input"]
         plain = type(module).forward in _PLAIN_FORWARDS and self.own_forward is None
-        alone = len(active) == 1 and plain and self.kept is None
+        alone = len(active) == 1 and plain and kept(module) is None
         if alone and self._in_one_operation(module, x, *active[0]):
             algorithm, multiplier = active[0]
             return algorithm.forward_whole(x, module, multiplier)
@@ -85,16 +85,14 @@ class Carrier:
 
     def write(self, module: nn.Module) -> None:
         """Bring the module's weight and bias in line with what is merged; with nothing merged, the kept ones."""
-        if self.kept is None:
+        before = kept(module)
+        if before is None:
             return
-        parameters: Any = (module.weight, module.bias if hasattr(module, "bias") else None)
         if not self.merged:
-            for parameter, before in zip(parameters, self.kept):
-                if before is not None:
-                    parameter.data = before
-            self.kept = None
+            give_back(module)
             return
-        weight, bias = self.kept
+        parameters: Any = (module.weight, getattr(module, "bias", None))
+        weight, bias = before
         with torch.no_grad():
             parameters[0].data = _changed(weight, [a.change_at(weight, m) for a, m in self.merged])
             if bias is not None:
@@ -123,8 +121,8 @@ def carrier_of(module: nn.Module) -> Carrier | None:
 
 def own_weight(module: nn.Module) -> Tensor:
     """The module's weight without what is merged into it."""
-    carrier = carrier_of(module)
-    weight = module.weight if carrier is None or carrier.kept is None else carrier.kept[0]
+    before = kept(module)
+    weight = module.weight if before is None else before[0]
     assert isinstance(weight, Tensor)
     return weight.detach()
 
@@ -150,10 +148,7 @@ def detach(module: nn.Module, algorithm: Algorithm) -> None:
 def merge(module: nn.Module, algorithm: Algorithm, multiplier: float) -> None:
     """Put an algorithm's change into a module's weight and bias, keeping the tensors there were."""
     carrier = _occupy(module)
-    if carrier.kept is None:
-        weight, bias = module.weight, getattr(module, "bias", None)
-        assert isinstance(weight, Tensor)
-        carrier.kept = (weight.data, None if bias is None else bias.data)
+    keep(module)
     carrier.merged.append((algorithm, multiplier))
     carrier.write(module)
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
@@ -57,6 +58,7 @@ def named(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], index: Nam
         for number, name in enumerate(names):
             if set(factors[number]) != {"up", "down"}:
                 raise MixshowError(f"'{model}:{number}' has only one of its two factors; the file is incomplete")
+            found[f"{name}.alpha"] = torch.tensor(float(factors[number]["down"].shape[0]))  # a scale of 1
             found[f"{name}.lora_up.weight"] = factors[number]["up"]
             found[f"{name}.lora_down.weight"] = factors[number]["down"]
     return found

@@ -7,31 +7,44 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.progress import log
 from mixshow.lycoris.algorithm import Algorithm, weight_of
-from mixshow.lycoris.files import read_network_file
+from mixshow.lycoris.files import MissingAlpha, read_network_file
 from mixshow.lycoris.naming import NameIndex
 from mixshow.lycoris.network import Network
 from mixshow.lycoris.registry import algorithm_of
 
+_MOST = 10  # problems in one message
+
 
 def load_network(
-    models: Mapping[str, nn.Module], source: Path | str | Mapping[str, Tensor], *, multiplier: float = 1.0
+    models: Mapping[str, nn.Module],
+    source: Path | str | Mapping[str, Tensor],
+    *,
+    multiplier: float = 1.0,
+    missing_alpha: MissingAlpha = "error",
 ) -> Network:
     """A network from a file or its tensors, in evaluation mode (without dropouts).
 
     Args:
         models: by the names `unet`, `text_encoder`, `text_encoder_2`; any other name for any other model.
         source: a file of kohya, LyCORIS or this program, or its tensors, of which there may be none.
+        missing_alpha: `rank` reads modules without alpha as most programs do, with a scale of 1; `error` refuses
+            them. Algorithms that have none are not concerned.
 
     Raises:
         MixshowError: a key names no module of the models; tensors of no known algorithm, of several on one module, or
-            of other widths. The models are left as they were.
+            of other widths; an alpha is missing or infinite. All such modules are named, ten at most. The models are
+            left as they were.
     """
     index = NameIndex(models)
-    grouped = read_network_file(source, index).modules
+    contents = read_network_file(source, index, missing_alpha=missing_alpha)
+    grouped = contents.modules
     if not grouped and not isinstance(source, Mapping):
         raise MixshowError(f"{source}: expected tensors of a network, '<module>.<name>', found none")
+    if contents.embeddings and not isinstance(source, Mapping):
+        log.info("%s: only its network is used, its embeddings are not: %s", source, ", ".join(contents.embeddings))
     adapters: dict[str, Algorithm] = {}
     problems: list[str] = []
     for name, parts in grouped.items():
@@ -40,8 +53,8 @@ def load_network(
         except MixshowError as error:
             problems.append(f"'{name}': {error}")
     if problems:
-        more = f" (and {len(problems) - 1} more modules)" if len(problems) > 1 else ""
-        raise MixshowError(f"network: {problems[0]}{more}")
+        more = [f"{len(problems) - _MOST} more modules do not fit either"] if len(problems) > _MOST else []
+        raise OptionsError("network" if isinstance(source, Mapping) else str(source), [*problems[:_MOST], *more])
     network = Network(models, adapters, multiplier)
     network.eval()
     return network

@@ -77,7 +77,7 @@ class Magnitude(nn.Module):
         dtype = precise(weight, up)
         rows, up, down = weight.flatten(1).to(dtype), up.to(dtype), down.to(dtype)
         cross = ((2 * (rows @ down.T) + up @ (down @ down.T)) * up).sum(1)
-        squared = rows.square().sum(1) + cross
+        squared = torch.linalg.vector_norm(rows, dim=1).square() + cross  # nothing of the weight's size is made
         return self._ratio(self.scale.flatten(), squared.clamp_min(torch.finfo(dtype).tiny).sqrt())
 
 

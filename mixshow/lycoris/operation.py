@@ -67,7 +67,8 @@ def output_positions(module: nn.Module, x: Tensor) -> int:
     if isinstance(module, tuple(_CONVOLUTIONS)):
         strides: Any = module.stride
         axes = len(strides)
-        return math.prod(x.shape[:-axes][:-1]) * math.prod(-(-s // t) for s, t in zip(x.shape[-axes:], strides))
+        # A list: torch.compile does not follow a generator into math.prod.
+        return math.prod(x.shape[:-axes][:-1]) * math.prod([-(-s // t) for s, t in zip(x.shape[-axes:], strides)])
     return 1
 
 

@@ -1,24 +1,28 @@
-"""A base: the pretrained text-to-image parts everything starts from, loaded from and saved as a diffusers folder."""
+"""A base: the pretrained text-to-image parts everything starts from.
+
+Stable Diffusion 1.x, 2.x and XL, loaded from a hub id, a diffusers folder or a single file; saved as a folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mixshow.core.errors import MixshowError, did_you_mean
+from mixshow.core.errors import MixshowError
 from mixshow.core.files import folder_written_atomically, read_json, write_json
+from mixshow.models.checkpoint import open_checkpoint
+from mixshow.models.folder import folder_parts, model_index
+from mixshow.models.kinds import PREDICTIONS
 from mixshow.models.topology import Topology, describe
 from mixshow.models.vocabulary import ConceptVocabulary
 
@@ -28,12 +32,14 @@ BUILT_IN = "puppets"
 
 @dataclasses.dataclass(eq=False)
 class Base:
-    """Tokenizer, text encoder, autoencoder, UNet and noise schedule, with the concept tokens it knows.
+    """Tokenizers, text encoders, autoencoder, UNet and noise schedule, with the concept tokens it knows.
 
     Attributes:
         scheduler_config: the noise schedule's configuration; `make_scheduler` builds any sampler from it.
         vocabulary: concept tokens that the tokenizer holds (fused models, or attached concepts).
         source: where it was loaded from, for messages and reports.
+        tokenizer_2: with `text_encoder_2` the second pair of XL bases; None: the base has one text encoder.
+        zero_empty_prompt: the base was trained with zeros in place of dropped prompts (XL), not with an empty text.
     """
 
     tokenizer: CLIPTokenizer
@@ -43,6 +49,9 @@ class Base:
     scheduler_config: Mapping[str, Any]
     vocabulary: ConceptVocabulary = dataclasses.field(default_factory=ConceptVocabulary)
     source: str = ""
+    tokenizer_2: CLIPTokenizer | None = None
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    zero_empty_prompt: bool = False
 
     @cached_property
     def topology(self) -> Topology:
@@ -52,7 +61,29 @@ class Base:
     @property
     def models(self) -> dict[str, torch.nn.Module]:
         """What a network can be attached to, by the names used in network files."""
-        return {"text_encoder": self.text_encoder, "unet": self.unet}
+        return {**self.text_encoders, "unet": self.unet}
+
+    @property
+    def text_encoders(self) -> dict[str, CLIPTextModel | CLIPTextModelWithProjection]:
+        """Text encoders by their names in `models`, in the order in which their states stand side by side."""
+        second = {} if self.text_encoder_2 is None else {"text_encoder_2": self.text_encoder_2}
+        return {"text_encoder": self.text_encoder, **second}
+
+    @property
+    def tokenizers(self) -> dict[str, CLIPTokenizer]:
+        """Tokenizers by the names of their text encoders."""
+        second = {} if self.tokenizer_2 is None else {"text_encoder_2": self.tokenizer_2}
+        return {"text_encoder": self.tokenizer, **second}
+
+    @property
+    def text_widths(self) -> tuple[int, ...]:
+        """Widths of the text encoders' states; they add up to the width that the UNet reads."""
+        return tuple(encoder.config.hidden_size for encoder in self.text_encoders.values())
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: `epsilon` (noise) or `v_prediction` (arXiv 2202.00512)."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +113,7 @@ class Base:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Base:
         """Move all models in place; returns self."""
-        for model in (self.text_encoder, self.vae, self.unet):
+        for model in (*self.models.values(), self.vae):
             model.to(device) if dtype is None else model.to(device, dtype)
         return self
 
@@ -97,28 +128,32 @@ def load_base(
     """Load a base or a fused model, frozen and in evaluation mode.
 
     Args:
-        source: `"puppets"` (the built-in base), a diffusers folder, or a hub id.
+        source: `"puppets"` (the built-in base), a diffusers folder, a hub id, or a single file.
         vae: another place to take the autoencoder from (published fused models come without one).
+        dtype: of all models; XL's autoencoder, which overflows in float16, then stays float32.
 
     Raises:
-        MixshowError: there is no such base, or parts of it are missing or unreadable.
+        MixshowError: there is no such base, it is of a kind that is not supported, or parts of it are missing or
+            unreadable.
     """
     place = _place(source)
     with _explained(str(source)):
-        tokenizer = CLIPTokenizer.from_pretrained(place, subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(place, subfolder="text_encoder", torch_dtype=dtype)
-        unet = UNet2DConditionModel.from_pretrained(place, subfolder="unet", torch_dtype=dtype)
-        scheduler = diffusers.DDPMScheduler.load_config(place, subfolder="scheduler")
+        file = open_checkpoint(Path(place)) if Path(place).is_file() else None
+        parts = folder_parts(place, dtype) if file is None else file.parts(dtype)
+    xl = "text_encoder_2" in parts
     with _explained(str(vae or source)):
-        autoencoder = AutoencoderKL.from_pretrained(_place(vae or source), subfolder="vae", torch_dtype=dtype)
+        autoencoder = _read_vae(_place(vae or source), dtype, xl) if vae or file is None else file.vae(dtype, xl=xl)
     concept_file = Path(place) / CONCEPT_CONFIG
     vocabulary = ConceptVocabulary()
     if concept_file.is_file():
         vocabulary = ConceptVocabulary.from_config(read_json(concept_file), str(concept_file))
-    base = Base(tokenizer, text_encoder, autoencoder, unet, dict(scheduler), vocabulary, str(source)).to(device)
-    for model in (text_encoder, autoencoder, unet):
+    base = Base(vae=autoencoder, vocabulary=vocabulary, source=str(source), **parts)
+    _check(base)
+    if xl and dtype == torch.float16 and autoencoder.config.force_upcast:
+        autoencoder.float()
+    for model in (*base.models.values(), autoencoder):
         model.eval().requires_grad_(False)
-    return base
+    return base.to(device)
 
 
 def save_base(base: Base, folder: Path | str, *, extra: Mapping[str, Any] | None = None) -> None:
@@ -131,40 +166,18 @@ def save_base(base: Base, folder: Path | str, *, extra: Mapping[str, Any] | None
         MixshowError: the disk is full or the place cannot be written; nothing is left behind then.
     """
     with folder_written_atomically(folder) as temporary:
-        base.tokenizer.save_pretrained(temporary / "tokenizer")
-        base.text_encoder.save_pretrained(temporary / "text_encoder")
+        for name, tokenizer in base.tokenizers.items():
+            tokenizer.save_pretrained(temporary / name.replace("text_encoder", "tokenizer"))
+        for name, encoder in base.text_encoders.items():
+            encoder.save_pretrained(temporary / name)
         base.vae.save_pretrained(temporary / "vae")
         base.unet.save_pretrained(temporary / "unet")
         write_json(temporary / "scheduler" / "scheduler_config.json", dict(base.scheduler_config))
-        write_json(temporary / "model_index.json", _model_index(base))
+        write_json(temporary / "model_index.json", model_index(base))
         if base.vocabulary.tokens:
             write_json(temporary / CONCEPT_CONFIG, base.vocabulary.to_config())
         for name, contents in (extra or {}).items():
             write_json(temporary / name, contents)
-
-
-def make_scheduler(base: Base, name: str = "DPMSolverMultistepScheduler", **overrides: Any) -> SchedulerMixin:
-    """A sampler over the base's noise schedule.
-
-    Args:
-        name: any scheduler class of diffusers; the word `Scheduler` at its end may be left out.
-        overrides: options of that scheduler.
-
-    Raises:
-        MixshowError: no such scheduler, or an option it does not have.
-    """
-    schedulers = [entry for entry in dir(diffusers.schedulers) if entry.endswith("Scheduler")]
-    full_name = name if name in schedulers else f"{name}Scheduler"
-    if full_name not in schedulers:
-        raise MixshowError(f"scheduler '{name}': not one of diffusers' schedulers{did_you_mean(name, schedulers)}")
-    kind = getattr(diffusers, full_name)
-    options = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
-    for option in overrides:
-        if option not in options:
-            raise MixshowError(
-                f"scheduler option '{option}': {full_name} has no such option{did_you_mean(option, options)}"
-            )
-    return kind.from_config(dict(base.scheduler_config), **overrides)
 
 
 def built_in_folder(part: str = "base") -> Path:
@@ -176,20 +189,44 @@ def source_problem(source: str | Path) -> str | None:
     """Why `source` can name no base; None when it can (a hub id may still turn out not to exist). Loads nothing."""
     path = Path(source).expanduser()
     looks_like_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "~", "/")) and not path.suffix
-    if str(source) == BUILT_IN or path.is_dir() or looks_like_hub_id:
+    if str(source) == BUILT_IN or path.exists() or looks_like_hub_id:
         return None
-    return f"no such folder: '{source}'; expected '{BUILT_IN}', a diffusers folder or a hub id such as 'name/model'"
+    return (
+        f"no such folder or file: '{source}'; expected '{BUILT_IN}', a diffusers folder or a hub id such as "
+        "'name/model', or a checkpoint file (.safetensors, .ckpt)"
+    )
 
 
 def _place(source: str | Path) -> str:
-    """A folder or hub id that diffusers can load from."""
+    """A file, or a folder or hub id that diffusers can load from."""
     problem = source_problem(source)
     if problem:
         raise MixshowError(f"base: {problem}")
     if str(source) == BUILT_IN:
         return str(built_in_folder())
     path = Path(source).expanduser()
-    return str(path) if path.is_dir() else str(source)
+    return str(path) if path.exists() else str(source)
+
+
+def _read_vae(place: str, dtype: torch.dtype, xl: bool) -> AutoencoderKL:
+    if Path(place).is_file():
+        return open_checkpoint(Path(place)).vae(dtype, xl=xl)
+    return AutoencoderKL.from_pretrained(place, subfolder="vae", torch_dtype=dtype)
+
+
+def _check(base: Base) -> None:
+    """Raises MixshowError when the parts do not fit each other, or predict what nothing here can handle."""
+    sizes = {len(tokenizer) for tokenizer in base.tokenizers.values()}
+    read, written = base.unet.config.cross_attention_dim, sum(base.text_widths)
+    problem = None
+    if len(sizes) > 1:
+        problem = f"expected two tokenizers of one vocabulary, found {sorted(sizes)} tokens"
+    elif read != written:
+        problem = f"its UNet reads text states of width {read}, its text encoders write {written}"
+    elif base.prediction_type not in PREDICTIONS:
+        problem = f"expected a UNet that predicts {' or '.join(PREDICTIONS)}, found '{base.prediction_type}'"
+    if problem:
+        raise MixshowError(f"base '{base.source}': {problem}")
 
 
 @contextlib.contextmanager
@@ -202,19 +239,3 @@ def _explained(source: str) -> Iterator[None]:
             raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MixshowError(f"base '{source}': cannot be loaded as a diffusers model ({first_line})") from error
-
-
-def _model_index(base: Base) -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", base.scheduler_config.get("_class_name", "PNDMScheduler")],
-        "text_encoder": ["transformers", type(base.text_encoder).__name__],
-        "tokenizer": ["transformers", type(base.tokenizer).__name__],
-        "unet": ["diffusers", type(base.unet).__name__],
-        "vae": ["diffusers", type(base.vae).__name__],
-    }

@@ -1,9 +1,10 @@
-"""From prompts to text states, one set per cross-attention layer."""
+"""From prompts to what the UNet reads of them: text states per cross-attention layer, and what XL bases add."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,87 @@ if TYPE_CHECKING:
     from mixshow.models.base import Base
 
 
-def prompt_ids(base: Base, texts: Sequence[str], *, pad: bool = True) -> Tensor:
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptStates:
+    """What the UNet reads of prompts. Indexing, joining and expanding go over the leading axes.
+
+    Attributes:
+        states: `[prompts, layers, tokens, width]`, or `[prompts, tokens, width]`, the same for all layers.
+        pooled: one summary per prompt, `[prompts, pooled width]`, of bases whose UNet takes it (XL); else None.
+        pixels: of the picture per latent position; such UNets are told the picture's size too.
+
+    Example:
+        >>> text = PromptStates(torch.zeros(2, 16, 77, 8))
+        >>> list(text.for_unet(torch.zeros(2, 4, 8, 8))), len(text[:1].expanded(5))
+        (['encoder_hidden_states'], 5)
+    """
+
+    states: Tensor
+    pooled: Tensor | None = None
+    pixels: int = 1
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, index: Any) -> PromptStates:
+        pooled = None if self.pooled is None else self.pooled[index]
+        return dataclasses.replace(self, states=self.states[index], pooled=pooled)
+
+    @staticmethod
+    def joined(parts: Sequence[PromptStates]) -> PromptStates:
+        """Several batches as one."""
+        return _combined(torch.cat, parts)
+
+    @staticmethod
+    def stacked(parts: Sequence[PromptStates]) -> PromptStates:
+        """Single prompts (without the leading axis) as one batch."""
+        return _combined(torch.stack, parts)
+
+    def expanded(self, count: int) -> PromptStates:
+        """One prompt for a whole batch; takes no memory."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return dataclasses.replace(self, states=self.states.expand(count, *self.states.shape[1:]), pooled=pooled)
+
+    def unflattened(self, *sizes: int) -> PromptStates:
+        """The leading axis as several."""
+        pooled = None if self.pooled is None else self.pooled.unflatten(0, sizes)
+        return dataclasses.replace(self, states=self.states.unflatten(0, sizes), pooled=pooled)
+
+    def to(self, dtype: torch.dtype) -> PromptStates:
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return dataclasses.replace(self, states=self.states.to(dtype), pooled=pooled)
+
+    def for_unet(self, latents: Tensor) -> dict[str, Any]:
+        """The UNet's keywords for latents `[prompts, channels, height, width]`.
+
+        XL's size conditions (arXiv 2307.01952) say that the picture was made at this size and not cropped.
+        """
+        if self.pooled is None:
+            return {"encoder_hidden_states": self.states}
+        height, width = (side * self.pixels for side in latents.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=latents.device)
+        added = {"text_embeds": self.pooled, "time_ids": sizes.expand(len(latents), -1)}
+        return {"encoder_hidden_states": self.states, "added_cond_kwargs": added}
+
+
+def _combined(combine: Any, parts: Sequence[PromptStates]) -> PromptStates:
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return dataclasses.replace(
+        parts[0], states=combine([part.states for part in parts]), pooled=combine(pooled) if pooled else None
+    )
+
+
+def prompt_ids(base: Base, texts: Sequence[str], *, pad: bool = True, encoder: str = "text_encoder") -> Tensor:
     """Token ids of texts that are already bound to a layer.
 
     Args:
         pad: to the model's full length; without, all texts must have equally many tokens.
+        encoder: whose tokenizer; they differ in the padding token only.
 
     Returns:
         `[texts, tokens]` on the text encoder's device; longer prompts are cut at the model's length.
     """
-    batch = base.tokenizer(
+    batch = base.tokenizers[encoder](
         list(texts),
         padding="max_length" if pad else False,
         truncation=True,
@@ -31,17 +103,41 @@ def prompt_ids(base: Base, texts: Sequence[str], *, pad: bool = True) -> Tensor:
     return batch.input_ids.to(base.text_encoder.device)
 
 
-def encode_prompts(base: Base, prompts: Sequence[str], *, chunk: int | None = None) -> Tensor:
-    """Text states for every prompt and cross-attention layer.
+def text_states(base: Base, texts: Sequence[str], *, pad: bool = True) -> PromptStates:
+    """States of texts that are already bound to a layer, `[texts, tokens, width]`.
 
-    A prompt without concept tokens is the same for all layers and is encoded once.
+    With two text encoders (XL) these are both encoders' last but one layers side by side, and the second encoder's
+    projected summary is the pooled state. Where the base was trained with zeros for dropped prompts, the empty text is
+    zeros.
+
+    Args:
+        pad: as in `prompt_ids`.
+    """
+    if base.text_encoder_2 is None:
+        return PromptStates(base.text_encoder(prompt_ids(base, texts, pad=pad))[0])
+    outputs = [
+        encoder(prompt_ids(base, texts, pad=pad, encoder=name), output_hidden_states=True)
+        for name, encoder in base.text_encoders.items()
+    ]
+    states, pooled = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds
+    if base.zero_empty_prompt:
+        filled = torch.tensor([bool(text) for text in texts], device=states.device)
+        states, pooled = torch.where(filled[:, None, None], states, 0), torch.where(filled[:, None], pooled, 0)
+    return PromptStates(states, pooled)
+
+
+def prompt_states(base: Base, prompts: Sequence[str], *, chunk: int | None = None) -> PromptStates:
+    """All that the UNet reads of prompts, for every cross-attention layer.
+
+    A prompt without concept tokens is the same for all layers and is encoded once. The pooled state belongs to no
+    layer: it is the mean over the layers' readings of the prompt.
 
     Args:
         prompts: texts, concept tokens written as the vocabulary knows them (`<pip1> <pip2>`).
         chunk: texts encoded at a time; None: all at once.
 
     Returns:
-        `[prompts, layers, tokens, width]`
+        States `[prompts, layers, tokens, width]`, and what else the base's UNet takes.
     """
     layers = base.topology.layers
     texts: dict[str, int] = {}
@@ -51,10 +147,16 @@ def encode_prompts(base: Base, prompts: Sequence[str], *, chunk: int | None = No
         rows.append([texts.setdefault(base.vocabulary.bind(prompt, layer), len(texts)) for layer in bound])
     distinct = list(texts)
     chunk = chunk or len(distinct)
-    states = torch.cat(
-        [
-            base.text_encoder(prompt_ids(base, distinct[start : start + chunk]))[0]
-            for start in range(0, len(distinct), chunk)
-        ]
+    encoded = PromptStates.joined(
+        [text_states(base, distinct[start : start + chunk]) for start in range(0, len(distinct), chunk)]
     )
-    return states[torch.tensor(rows, device=states.device)]
+    pooled = encoded.pooled
+    if pooled is not None:
+        pooled = torch.stack([pooled[row[0]] if len(set(row)) == 1 else pooled[row].mean(0) for row in rows])
+    states = encoded.states[torch.tensor(rows, device=encoded.states.device)]
+    return PromptStates(states, pooled, base.topology.latent_factor)
+
+
+def encode_prompts(base: Base, prompts: Sequence[str], *, chunk: int | None = None) -> Tensor:
+    """The text states alone of `prompt_states`, `[prompts, layers, tokens, width]`."""
+    return prompt_states(base, prompts, chunk=chunk).states

@@ -20,7 +20,7 @@ class Topology:
     Attributes:
         cross_attention: module paths of the UNet's cross-attention layers in the order down, mid, up; the index in
             this tuple is the layer number of layer-wise embeddings.
-        text_width: width of the text encoder's states.
+        text_width: width of the text states; with two text encoders theirs together.
         max_tokens: length prompts are padded to, start and end token included.
         latent_channels: channels of a latent.
         latent_factor: pixels of the picture per latent position, along each side.
@@ -52,8 +52,11 @@ def describe(base: Base) -> Topology:
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return Topology(
         cross_attention=cross_attention_layers(unet),
-        text_width=base.text_encoder.config.hidden_size,
-        max_tokens=min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings),
+        text_width=sum(base.text_widths),
+        max_tokens=min(
+            *(tokenizer.model_max_length for tokenizer in base.tokenizers.values()),
+            *(encoder.config.max_position_embeddings for encoder in base.text_encoders.values()),
+        ),
         latent_channels=unet.config.in_channels,
         latent_factor=factor,
         size_multiple=factor * 2 ** (len(unet.config.block_out_channels) - 1),

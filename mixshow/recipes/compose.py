@@ -14,6 +14,7 @@ from PIL import Image
 
 from mixshow.config.load import load, to_plain
 from mixshow.config.scene import SceneOptions
+from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.version import __version__
@@ -22,6 +23,7 @@ from mixshow.formats import read_concept
 from mixshow.models import Base, load_base
 from mixshow.models.base import source_problem
 from mixshow.models.device import device_named
+from mixshow.recipes.networks import missing_networks, put_networks_on
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.sampling.compose import compose
 from mixshow.sampling.conditions import adapter_problem, load_adapter
@@ -70,13 +72,16 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
     problems: list[str] = []
     scene, resolved = read_scene(options, problems)
     concepts = _concepts(options, problems)
-    problems += _missing_models(options)
+    problems += [*_missing_models(options), *missing_networks(options.networks)]
     if problems:
         raise OptionsError(source, problems)
 
     base = load_base(options.model, vae=options.vae, device=device_named(options.device))
-    base, attachment = attach_concepts(base, concepts, strengths=options.strengths)
-    with attachment:
+    with Attachment() as attachment:
+        networks = put_networks_on(base, options.networks, source, merge=options.merge_networks)
+        attachment.add(networks.detach)
+        base, attached = attach_concepts(base, concepts, strengths=options.strengths)
+        attachment.add(attached.detach)
         check_scene(scene, base, source)
         scene = dataclasses.replace(scene, precision=resolve(scene.precision, base.device))
         resolved = dataclasses.replace(resolved, precision=scene.precision.value)

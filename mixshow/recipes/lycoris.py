@@ -17,6 +17,7 @@ from torch import nn
 from mixshow.core.errors import MixshowError
 from mixshow.evaluation.page import markdown_table
 from mixshow.lycoris import create_network
+from mixshow.lycoris.blocks import BlockLayout
 from mixshow.lycoris.dropout import DROPOUT_OPTIONS
 from mixshow.lycoris.matching import trainable_norm, wide_kernel
 from mixshow.lycoris.naming import prefix_of
@@ -24,6 +25,7 @@ from mixshow.lycoris.presets import PRESETS, select_targets
 from mixshow.lycoris.registry import ALGORITHMS, algorithm_named, checked_options
 from mixshow.lycoris.targets import Preset, Target
 from mixshow.models.base import BUILT_IN, built_in_folder, source_problem
+from mixshow.models.checkpoint import checkpoint_outline
 
 _TEXT_ENCODERS = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
 
@@ -65,16 +67,18 @@ def match(
     train_norm: bool = False,
     options: Sequence[str] = (),
     names: bool = False,
+    blocks: bool = False,
 ) -> str:
     """What a preset would change in a model: modules, their weights, and the parameters of a network on them.
 
     Args:
-        source: `"puppets"`, a diffusers folder or a hub id; only configurations are read.
+        source: `"puppets"`, a diffusers folder, a hub id or a single file; only shapes are read.
         options: `key=value` texts, options of the algorithm.
         names: list every module instead of sums.
+        blocks: sums over the blocks of the UNet, as options for single blocks count them.
 
     Raises:
-        MixshowError: no such model, preset, algorithm or option; the preset matches nothing.
+        MixshowError: no such model, preset, algorithm or option; the preset matches nothing; a UNet without blocks.
     """
     kind = algorithm_named(algo)
     settings = checked_options(kind, _parsed(options))
@@ -92,6 +96,8 @@ def match(
             for target, parameters in counted
         ]
         return markdown_table(["module", "weight", "algorithm", "parameters"], rows)
+    if blocks:
+        return markdown_table(["block", "SGM's name", *_HEADER[2:]], list(_sums_by_block(models, counted)))
     return markdown_table(_HEADER, list(_sums(models, counted, kind.name)))
 
 
@@ -109,6 +115,20 @@ def _sums(models: Mapping[str, nn.Module], counted: Sequence[tuple[Target, int]]
                 groups.setdefault((model, name), []).append((target, parameters))
     for (model, name), members in groups.items():
         yield [model, name, *_row(members)]
+    yield ["all", "", *_row(counted)]
+
+
+def _sums_by_block(models: Mapping[str, nn.Module], counted: Sequence[tuple[Target, int]]) -> Iterator[list[object]]:
+    """One row per block of the UNet, one of what lies in none, and one of everything."""
+    layout = BlockLayout.of(models)
+    groups: dict[int | None, list[tuple[Target, int]]] = {}
+    for target, parameters in counted:
+        groups.setdefault(layout.block_of(target.file_name), []).append((target, parameters))
+    outside = groups.pop(None, [])
+    for block in sorted(number for number in groups if number is not None):
+        yield [block, layout.name_of(block), *_row(groups[block])]
+    if outside:
+        yield ["none", "", *_row(outside)]
     yield ["all", "", *_row(counted)]
 
 
@@ -130,6 +150,8 @@ def outline(source: str | Path) -> dict[str, nn.Module]:
     if problem:
         raise MixshowError(f"model: {problem}")
     place = str(built_in_folder() if str(source) == BUILT_IN else Path(source).expanduser())
+    if Path(place).is_file():
+        return checkpoint_outline(Path(place))
     place = place if Path(place).is_dir() else str(source)
     models: dict[str, nn.Module] = {}
     try:

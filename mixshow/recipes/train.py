@@ -28,7 +28,9 @@ from mixshow.edlora.transforms import TransformOptions
 from mixshow.formats.published_options import is_published, published_train_options
 from mixshow.lycoris import Network, create_network
 from mixshow.models.base import Base, load_base, source_problem
+from mixshow.recipes.blocks import block_table, block_targets
 from mixshow.recipes.grids import grid_writer
+from mixshow.recipes.lycoris import outline
 
 CONCEPT_FILE, OPTIONS_FILE = "concept.safetensors", "options.yml"
 
@@ -51,6 +53,10 @@ def train(
     if dry_run and missing:  # what a file needs elsewhere makes it no worse a file
         print("\n".join(f"missing: {line}" for line in missing))
     pictures, prompts, problems = check(options)
+    table, wrong_blocks = _blocks(options)
+    problems += wrong_blocks
+    if dry_run and table:
+        print(table)
     if problems or (missing and not dry_run):
         raise OptionsError(str(path), [*([] if dry_run else missing), *problems])
     if dry_run:
@@ -116,6 +122,20 @@ def check(options: TrainOptions) -> tuple[list[Picture], list[str], list[str]]:
     except MixshowError as error:
         problems.append(str(error))
     return pictures, prompts, problems
+
+
+def _blocks(options: TrainOptions) -> tuple[str, list[str]]:
+    """The table of the UNet's blocks where options set them one by one, and what is wrong with these options."""
+    if options.network.blocks is None:
+        return "", []
+    try:
+        models = outline(options.base)
+    except MixshowError:  # the base is missing, or its shape can only be read by loading it
+        return "", []
+    try:
+        return block_table(models, options.network, options.train.lr.unet), []
+    except MixshowError as error:
+        return "", [str(error)]
 
 
 def train_concept(
@@ -187,16 +207,17 @@ def train_concept(
 
 
 def make_network(base: Base, options: NetworkOptions, *, seed: int) -> Network:
-    """A fresh network over both models, with each model's placement and rank."""
+    """A fresh network over all models, with each model's placement and rank."""
     adapters: dict[str, Any] = {}
-    for model, root in (("text_encoder", base.text_encoder), ("unet", base.unet)):
-        part = options.part(model)  # type: ignore[arg-type]
+    for model, root in base.models.items():
+        part = options.part("unet" if model == "unet" else "text_encoder")
         if part is None:
             continue
+        names = placed_targets(model, root, part.placement, base.models)
         network = create_network(
             base.models,
             algo=options.algo,
-            targets=placed_targets(model, root, part.placement),
+            targets=block_targets(base.models, names, options) if model == "unet" else names,
             dim=part.rank or options.rank,
             alpha=part.alpha,
             generator=torch_generator(seed, "network", model),
@@ -212,6 +233,7 @@ def _trainer_options(options: TrainOptions, steps: int) -> TrainerOptions:
         steps=steps,
         batch_size=loop.batch_size,
         rates={"embedding": loop.lr.embedding, "text_encoder": loop.lr.text_encoder, "unet": loop.lr.unet},
+        block_rates=None if options.network.blocks is None else options.network.blocks.rates,
         accumulation=loop.accumulation,
         schedule=loop.schedule,
         warmup=loop.warmup,

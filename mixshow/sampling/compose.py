@@ -52,14 +52,13 @@ def compose(
             raise ValueError("a scene with a pose needs an adapter")
         condition = adapter_condition(adapter, [scene.pose.picture], weight=scene.pose.weight, span=scene.pose.span)
     pictures: list[Image.Image] = []
-    with regional_attention(base.unet, plan, states) if scene.regions else contextlib.nullcontext():
+    with regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext():
         for start in range(0, len(seeds), batch_size):
             batch = seeds[start : start + batch_size]
-            background = states[:, :1].expand(-1, len(batch), -1, -1, -1)
             pictures += pictures_of_states(
                 base,
-                background[-1],
-                background[0] if len(background) == 2 else None,
+                states[-1, :1].expanded(len(batch)),
+                states[0, :1].expanded(len(batch)) if len(states) == 2 else None,
                 seeds=batch,
                 width=size[0],
                 height=size[1],

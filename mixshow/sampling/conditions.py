@@ -66,6 +66,8 @@ def load_adapter(source: str | Path, base: Base) -> T2IAdapter:
             f"adapter '{source}': expected '{BUILT_IN}', a folder or a hub id of a T2I-Adapter ({first_line})"
         ) from error
     expected = tuple(base.unet.config.block_out_channels)
+    if adapter.config.adapter_type == "full_adapter_xl":
+        expected = (*expected, expected[-1])  # these have features for the middle block too
     if tuple(adapter.config.channels) != expected:
         raise MixshowError(
             f"adapter '{source}': expected one for widths {expected} of base '{base.source}', found "

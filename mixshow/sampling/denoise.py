@@ -11,7 +11,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from mixshow.edlora.layerwise import layerwise_states
-from mixshow.models import Base
+from mixshow.models import Base, PromptStates
 from mixshow.sampling.conditions import Condition
 from mixshow.sampling.precision import Precision, autocast
 
@@ -23,8 +23,8 @@ def denoise(
     base: Base,
     scheduler: SchedulerMixin,
     latents: Tensor,
-    states: Tensor,
-    negative_states: Tensor | None = None,
+    states: PromptStates,
+    negative_states: PromptStates | None = None,
     *,
     guidance: float = 1.0,
     condition: Condition | None = None,
@@ -37,7 +37,7 @@ def denoise(
     Args:
         scheduler: with its timesteps set; it keeps state, so set them again before another call.
         latents: start noise of unit variance, `[batch, channels, height, width]`.
-        states: text states, `[batch, layers, tokens, width]` (or `[batch, tokens, width]`, the same for all layers).
+        states: of one prompt per picture.
         negative_states: what guidance leads away from, of the same shape. None, or a guidance of 1: not computed.
         guidance: the factor on the difference between the two predictions (classifier-free, arXiv 2207.12598).
         condition: adapter features that are added inside the UNet's down blocks, in both halves.
@@ -51,7 +51,7 @@ def denoise(
     guided = negative_states is not None and guidance != 1.0
     unet = base.unet
     batch = len(latents)
-    text = (torch.cat([negative_states, states]) if guided else states).to(unet.dtype)  # type: ignore[list-item]
+    text = (PromptStates.joined([negative_states, states]) if guided else states).to(unet.dtype)  # type: ignore[list-item]
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     keywords = {"generator": list(generators)} if takes_generator and generators is not None else {}
     steps = len(scheduler.timesteps)
@@ -63,7 +63,7 @@ def denoise(
             added = None if condition is None else condition.features_at(step, steps, len(halves))
             with autocast(latents.device, precision):
                 noise = unet(
-                    halves, timestep, encoder_hidden_states=text, down_intrablock_additional_residuals=added
+                    halves, timestep, **text.for_unet(halves), down_intrablock_additional_residuals=added
                 ).sample
             noise = noise.to(latents.dtype)
             if guided:

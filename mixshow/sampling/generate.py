@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.seeding import torch_generator
-from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
 from mixshow.sampling.conditions import Condition
 from mixshow.sampling.denoise import Callback, denoise
 from mixshow.sampling.precision import Precision
@@ -60,11 +60,11 @@ def sample(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         chosen = slice(start, start + batch_size)
-        states = encode_prompts(base, prompts[chosen])
+        states = prompt_states(base, prompts[chosen])
         pictures += pictures_of_states(
             base,
             states,
-            encode_prompts(base, [negative_prompt]).expand_as(states) if guidance != 1 else None,
+            prompt_states(base, [negative_prompt]).expanded(len(states)) if guidance != 1 else None,
             seeds=seeds[chosen],
             width=width,
             height=height,
@@ -82,8 +82,8 @@ def sample(
 @torch.no_grad()
 def pictures_of_states(
     base: Base,
-    states: Tensor,
-    negative_states: Tensor | None,
+    states: PromptStates,
+    negative_states: PromptStates | None,
     *,
     seeds: Sequence[int],
     width: int | None,
@@ -96,7 +96,7 @@ def pictures_of_states(
     callback: Callback | None = None,
     precision: Precision = Precision.AUTO,
 ) -> list[Image.Image]:
-    """One batch of `sample`, from text states `[batch, layers, tokens, width]`."""
+    """One batch of `sample`, from the states of its prompts."""
     sampler = make_scheduler(base, scheduler, **(scheduler_options or {}))
     sampler.set_timesteps(steps, device=base.device)
     latents = denoise(

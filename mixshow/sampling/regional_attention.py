@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixshow.core.attachment import Attachment
-from mixshow.models import Base, cross_attention_layers, encode_prompts
+from mixshow.models import Base, PromptStates, cross_attention_layers, prompt_states
 from mixshow.sampling.regions import Edges, Region, region_shares
 
 
@@ -90,12 +90,12 @@ class RegionPlan:
         self._text_of = [self.texts.index(text) for text in own]
         self._routings: dict[tuple[int, torch.device], _Routing] = {}
 
-    def encode(self, base: Base, *, guided: bool) -> Tensor:
-        """Text states `[halves, texts, layers, tokens, width]`; negative prompts in the first half, if guided."""
+    def encode(self, base: Base, *, guided: bool) -> PromptStates:
+        """States of `[halves, texts]`; negative prompts in the first half, if guided."""
         halves = [[negative for _, negative in self.texts]] if guided else []
         halves.append([prompt for prompt, _ in self.texts])
-        states = encode_prompts(base, [prompt for half in halves for prompt in half])
-        return states.unflatten(0, (len(halves), len(self.texts)))
+        states = prompt_states(base, [prompt for half in halves for prompt in half])
+        return states.unflattened(len(halves), len(self.texts))
 
     def weights(self, rows: int, columns: int) -> Tensor:
         """The weight of each text at each position, `[texts, rows, columns]` in float64; sums to one."""
@@ -186,7 +186,7 @@ def regional_attention(unet: UNet2DConditionModel, plan: RegionPlan, states: Ten
 
     Args:
         states: the plan's encoded texts, `[halves, texts, layers, tokens, width]`. Batches of the UNet must then be
-            of as many halves, negative first.
+            of as many halves, negative first. What else a UNet reads of prompts (XL) stays the batch's own.
     """
     attachment = Attachment()
     for layer, path in enumerate(cross_attention_layers(unet)):

@@ -41,6 +41,14 @@ def test_match(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["all"][0] == "136"
 
 
+def test_match_by_block(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lycoris", "match", str(tiny_folder), "--preset", "attn-only", "--dim", "2", "--blocks"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["1 input_blocks.1"][0] == found["12 middle_block"][0] == found["24 output_blocks.11"][0] == "8"
+    assert "3 input_blocks.3" not in found  # a downsampler has no attention
+    assert found["none"][:2] == ["8", "8"] and found["all"][0] == "136"
+
+
 def test_match_of_an_own_preset(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preset = tmp_path / "own.yml"
     preset.write_text(

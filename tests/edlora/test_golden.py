@@ -13,7 +13,7 @@ from mixshow.edlora.step import LossOptions, StepInputs, training_loss
 from mixshow.formats import read_concept
 from mixshow.lycoris import load_network
 from mixshow.lycoris.naming import file_name
-from mixshow.models import encode_prompts, load_base, make_scheduler
+from mixshow.models import load_base, make_scheduler, prompt_states
 
 SETTINGS = {
     "mask": LossOptions(masked=True),
@@ -43,7 +43,7 @@ def test_loss_and_gradients_are_the_published_ones(reference, setting):
     image[:, :, 0:56] = 1
     known, attachment = embedding.attach(base)
     with attachment, network, layerwise_states(base.unet):
-        states = encode_prompts(known, PROMPTS)
+        states = prompt_states(known, PROMPTS)
         positions = concept_positions(known, PROMPTS, list(concept.embeddings))
         inputs = StepInputs(
             golden["latents"], golden["noise"], torch.tensor([77, 633]), states, image, subject, positions

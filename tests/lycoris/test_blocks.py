@@ -44,6 +44,18 @@ def test_block_of(base: str, name: str, block: int | None) -> None:
     assert BlockLayout.of(base_shape(base)).block_of(f"lora_unet_{name}") == block
 
 
+@pytest.mark.parametrize(
+    ("base", "names"),
+    [
+        ("sd1", {0: "input_blocks.0", 11: "input_blocks.11", 12: "middle_block", 24: "output_blocks.11"}),
+        ("xl", {0: "time_embed", 1: "input_blocks.0", 11: "middle_block.1", 13: "output_blocks.0", 22: "out"}),
+    ],
+)
+def test_names_of_blocks(base: str, names: dict[int, str]) -> None:
+    layout = BlockLayout.of(base_shape(base))
+    assert {block: layout.name_of(block) for block in names} == names
+
+
 def test_text_encoders_and_other_models_have_no_blocks() -> None:
     layout = BlockLayout.of(base_shape("sd1"))
     assert layout.block_of("lora_te_text_model_encoder_layers_0_mlp_fc1") is None

@@ -28,7 +28,8 @@ def index() -> NameIndex:
 
 
 def lora(name: str, **more: Tensor) -> dict[str, Tensor]:
-    parts = {"lora_up.weight": torch.ones(320, 4), "lora_down.weight": torch.ones(4, 320), **more}
+    factors = {"lora_up.weight": torch.ones(320, 4), "lora_down.weight": torch.ones(4, 320)}
+    parts = {"alpha": torch.tensor(4.0), **factors, **more}
     return {f"{name}.{part}": tensor for part, tensor in parts.items()}
 
 
@@ -94,8 +95,12 @@ RANKED = {
 
 
 @pytest.mark.parametrize("part", RANKED)
-def test_a_missing_scale_is_the_rank(index: NameIndex, part: str) -> None:
-    assert read_network_file({f"{Q}.{part}": torch.ones(RANKED[part])}, index).modules[Q]["alpha"] == 4
+def test_a_missing_scale_is_the_rank_where_that_is_asked_for(index: NameIndex, part: str) -> None:
+    tensors = {f"{name}.{part}": torch.ones(RANKED[part]) for name in (Q, FC1)}
+    with pytest.raises(MixshowError, match=rf"'{Q}', '{FC1}' have no tensor 'alpha'.* missing_alpha=rank"):
+        read_network_file(tensors, index)
+    found = read_network_file(tensors, index, missing_alpha="rank").modules
+    assert found[Q]["alpha"] == found[FC1]["alpha"] == 4
 
 
 def test_where_the_scale_is_something_else(index: NameIndex) -> None:
@@ -104,7 +109,10 @@ def test_where_the_scale_is_something_else(index: NameIndex) -> None:
     for more in ({}, {"alpha": infinite}):
         parts = read_network_file({f"{Q}.{k}": t for k, t in {**full, **more}.items()}, index).modules[Q]
         assert parts["alpha"].isfinite()
-    assert read_network_file({f"{Q}.oft_blocks": torch.ones(40, 8, 8)}, index).modules[Q]["alpha"] == 0
+    blocks = {f"{Q}.oft_blocks": torch.ones(40, 8, 8)}
+    assert read_network_file(blocks, index, missing_alpha="rank").modules[Q]["alpha"] == 0
+    with pytest.raises(MixshowError, match=rf"'{Q}' has no tensor 'alpha'"):
+        read_network_file(blocks, index)
     assert set(read_network_file({f"{Q}.diff": torch.ones(320, 320)}, index).modules[Q]) == {"diff"}
     with pytest.raises(MixshowError, match=rf"'{Q}\.alpha' is inf: .* half precision"):
         read_network_file(lora(Q, alpha=infinite), index)
@@ -141,8 +149,8 @@ def test_embeddings_are_kept_apart(index: NameIndex) -> None:
 
 
 def test_faults_are_named(index: NameIndex, tmp_path: Path) -> None:
-    with pytest.raises(MixshowError, match=r"'x0', 'x1', 'x2', 'x3', 'x4' and 3 more name no module of this base"):
-        read_network_file({**lora(Q), **{f"x{i}.diff": torch.ones(1) for i in range(8)}}, index)
+    with pytest.raises(MixshowError, match=r"'x0', 'x1', .* 'x9' and 3 more name no module of this base"):
+        read_network_file({**lora(Q), **{f"x{i}.diff": torch.ones(1) for i in range(13)}}, index)
     with pytest.raises(MixshowError, match="made for Stable Diffusion XL"):
         read_network_file(lora("lora_te2_text_model_encoder_layers_0_mlp_fc1"), index)
     with pytest.raises(MixshowError, match="give the text encoder as well"):

@@ -172,6 +172,43 @@ def test_files_that_do_not_fit_are_explained(block: Block, changes: dict[str, An
     assert torch.equal(block(X), before)
 
 
+def test_embeddings_beside_a_network_are_not_passed_over_in_silence(
+    block: Block, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, tensors = tmp_path / "bundle.safetensors", made(block).file_tensors()
+    write_safetensors(path, {**tensors, "bundle_emb.<s1>.emb_params": torch.zeros(1, 4)})
+    with caplog.at_level(logging.INFO, logger="mixshow"):
+        logging.getLogger("mixshow").propagate = True
+        load_network({"unet": block}, tensors)
+        assert not caplog.text
+        load_network({"unet": block}, path)
+    assert "its embeddings are not: bundle_emb.<s1>.emb_params" in caplog.text
+
+
+def test_all_modules_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    model, wider = (nn.ModuleDict({f"layer{i}": nn.Linear(width, 3) for i in range(13)}) for width in (4, 5))
+    path = tmp_path / "wider.safetensors"
+    create_network({"unet": wider}, dim=2).save(path)
+    with pytest.raises(MixshowError) as caught:
+        load_network({"unet": model}, path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11 and all(line.startswith(f"{path}: ") for line in lines)
+    assert all("expected factors for a weight of shape [3, 4], found up [3, 2]" in line for line in lines[:10])
+    assert len({line.split("'")[1] for line in lines[:10]}) == 10
+    assert lines[10].endswith("3 more modules do not fit either")
+
+
+def test_a_file_without_alpha_is_read_only_when_told_how(block: Block) -> None:
+    tensors = {key: tensor for key, tensor in made(block, alpha=2.0).file_tensors().items() if "alpha" not in key}
+    before = block(X)
+    with pytest.raises(MixshowError, match="'lora_unet_conv', 'lora_unet_mix', 'lora_unet_linear' have no tensor"):
+        load_network({"unet": block}, tensors)
+    assert torch.equal(block(X), before)
+    found = dict(load_network({"unet": block}, tensors, missing_alpha="rank").deltas())
+    for name, delta in made(block, alpha=2.0).deltas():
+        torch.testing.assert_close(found[name], delta.float())
+
+
 def test_a_file_without_a_network_is_refused(block: Block, tmp_path: Path) -> None:
     """Tensors may be none: a concept can do without a network."""
     write_safetensors(tmp_path / "empty.safetensors", {"bundle_emb.x.emb_params": torch.zeros(1, 4)})
@@ -229,6 +266,100 @@ def test_a_failed_merge_leaves_the_weights(block: Block, monkeypatch: pytest.Mon
     assert not network.merged
     assert all(torch.equal(tensor, before[name]) for name, tensor in block.state_dict().items())
     assert all("_mixshow_networks" not in module.__dict__ for module in block.modules())
+
+
+# Algorithms whose change depends on the weight, and one that does not.
+DEPENDENT = [
+    {"algo": "locon", "weight_decompose": True},
+    {"algo": "lokr", "weight_decompose": True, "wd_on_out": False, "factor": 4},
+    {"algo": "glora"},
+    {"algo": "glokr", "factor": 4},
+    {"algo": "ia3"},
+    {"algo": "diag-oft", "rescaled": True},
+    {"algo": "boft", "dim": 4},
+    {"algo": "tlora"},
+    {"algo": "full"},
+]
+
+
+@pytest.fixture
+def stack() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 8)).double().requires_grad_(False)
+
+
+ROWS = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("keywords", DEPENDENT, ids=lambda keywords: keywords["algo"])
+def test_networks_read_the_base_whatever_is_merged_into_it(stack: nn.Sequential, keywords: dict[str, Any]) -> None:
+    plain = stack(ROWS)
+    one, other = made(stack, targets=None, algo="loha"), made(stack, targets=None, **keywords)
+    one.multiplier, other.multiplier = 0.8, 0.6
+    with one, other:
+        expected = stack(ROWS)
+    assert not torch.allclose(expected, plain)
+    one.merge()
+    with other:
+        torch.testing.assert_close(stack(ROWS), expected, rtol=1e-10, atol=1e-10)
+    other.merge()
+    torch.testing.assert_close(stack(ROWS), expected, rtol=1e-10, atol=1e-10)
+    one.unmerge()
+    with one:
+        torch.testing.assert_close(stack(ROWS), expected, rtol=1e-10, atol=1e-10)
+    other.unmerge()
+    assert torch.equal(stack(ROWS), plain)
+
+
+@pytest.mark.parametrize("keywords", DEPENDENT, ids=lambda keywords: keywords["algo"])
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_merged_networks_come_out_in_any_order(stack: nn.Sequential, keywords: dict[str, Any], first_out: int) -> None:
+    before = copy.deepcopy(stack.state_dict())
+    networks = made(stack, targets=None, algo="glora"), made(stack, targets=None, **keywords)
+    staying, leaving = networks[1 - first_out], networks[first_out]
+    alone = copy.deepcopy(staying.merge() and stack.state_dict())
+    staying.unmerge()
+    for network in networks:
+        network.merge()
+    leaving.unmerge()
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in stack.state_dict().items())
+    staying.unmerge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stack.state_dict().items())
+    assert all(not name.startswith("_mixshow") for module in stack.modules() for name in module.__dict__)
+
+
+@pytest.mark.parametrize("keywords", DEPENDENT, ids=lambda keywords: keywords["algo"])
+def test_what_is_made_or_loaded_beside_a_merged_network(stack: nn.Sequential, keywords: dict[str, Any]) -> None:
+    def fresh() -> Network:
+        settings: dict[str, Any] = {"dim": 2, **keywords}
+        return create_network({"unet": stack}, generator=torch.Generator().manual_seed(1), **settings)
+
+    tensors = made(stack, targets=None, **keywords).file_tensors()
+    expected, deltas = fresh().file_tensors(), dict(load_network({"unet": stack}, tensors).deltas())
+    with_one = made(stack, targets=None, algo="loha").merge()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in fresh().file_tensors().items())
+    assert all(torch.equal(delta, deltas[key]) for key, delta in load_network({"unet": stack}, tensors).deltas())
+    with_one.unmerge()
+
+
+def test_a_compiled_model_notices_what_is_merged(stack: nn.Sequential) -> None:
+    torch.compiler.reset()
+    compiled, plain = torch.compile(stack, backend="eager"), stack(ROWS)
+    one = made(stack, targets=None, algo="loha")
+    other = made(stack, targets=None, weight_decompose=True, wd_on_out=False)
+    with other:
+        for change in (lambda: None, one.merge, one.unmerge):
+            change()
+            torch.testing.assert_close(compiled(ROWS), stack(ROWS), rtol=1e-9, atol=1e-9)
+    assert torch.equal(compiled(ROWS), plain)
+
+
+def test_a_model_converted_while_merged_gets_its_weights_back_converted(stack: nn.Sequential) -> None:
+    expected = {name: tensor.bfloat16() for name, tensor in stack.state_dict().items()}
+    network = made(stack, targets=None).merge()
+    stack.bfloat16()
+    network.unmerge()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in stack.state_dict().items())
 
 
 def test_merging_into_16_bits_says_that_it_rounds(block: Block, caplog: pytest.LogCaptureFixture) -> None:

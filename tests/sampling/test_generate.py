@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mixshow.core.errors import MixshowError
-from mixshow.models import Base, encode_prompts, make_scheduler
+from mixshow.models import Base, make_scheduler, prompt_states
 from mixshow.sampling.conditions import Condition, adapter_condition
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import sample, start_noise
@@ -17,9 +17,9 @@ from tests.tiny import tiny_adapter
 def run(base: Base, seeds: list[int], **keywords: object) -> torch.Tensor:
     scheduler = make_scheduler(base, "DPMSolverMultistep")
     scheduler.set_timesteps(4)
-    states = encode_prompts(base, ["a dog"] * len(seeds))
     with torch.no_grad():
-        return denoise(base, scheduler, start_noise(base, seeds, 8, 8), states.detach(), **keywords)  # type: ignore[arg-type]
+        states = prompt_states(base, ["a dog"] * len(seeds))
+        return denoise(base, scheduler, start_noise(base, seeds, 8, 8), states, **keywords)  # type: ignore[arg-type]
 
 
 def test_a_seed_gives_its_picture_in_any_batch(tiny: Base) -> None:
@@ -36,7 +36,7 @@ def test_guidance_one_computes_no_negative_half(tiny: Base) -> None:
     batches = []
     hook = tiny.unet.register_forward_pre_hook(lambda _, arguments: batches.append(len(arguments[0])))
     try:
-        negative = encode_prompts(tiny, ["red"]).detach()
+        negative = prompt_states(tiny, ["red"])
         plain = run(tiny, [0])
         one = run(tiny, [0], negative_states=negative, guidance=1.0)
         guided = run(tiny, [0], negative_states=negative, guidance=3.0)

@@ -33,7 +33,7 @@ def test_published_latents_are_reproduced(shared_fixtures: Path) -> None:
     condition = adapter_condition(adapter, [read_picture(folder / "pose.png")])
     with torch.no_grad():
         states = plan.encode(base, guided=True)
-    with regional_attention(base.unet, plan, states):
+    with regional_attention(base.unet, plan, states.states):
         latents = denoise(
             base,
             scheduler,

@@ -26,7 +26,7 @@ def fixed_latents(pictures: int) -> Tensor:
 def predict(base: Base, plan: RegionPlan, *, pictures: int = 2, guided: bool = True) -> Tensor:
     """The UNet's output under a plan, for a batch of fixed random latents."""
     with torch.no_grad():
-        states = plan.encode(base, guided=guided)
+        states = plan.encode(base, guided=guided).states
         latents = fixed_latents(pictures).repeat(len(states), 1, 1, 1)
         with regional_attention(base.unet, plan, states), layerwise_states(base.unet):
             text = states[:, 0].repeat_interleave(pictures, 0)
@@ -64,7 +64,7 @@ def test_all_regions_in_one_call_equal_the_formula(tiny: Base, edges: Edges) -> 
     path = cross_attention_layers(tiny.unet)[0]
     module = tiny.unet.get_submodule(path)
     with torch.no_grad():
-        states = plan.encode(tiny, guided=True)
+        states = plan.encode(tiny, guided=True).states
         hidden = torch.randn(4, LATENTS[0] * LATENTS[1], 16, generator=torch.Generator().manual_seed(1))
         with regional_attention(tiny.unet, plan, states):
             found = module(hidden)
@@ -85,7 +85,7 @@ def test_regions_act_where_they_are(tiny: Base) -> None:
     outputs = []
     for region in (left, changed):
         plan = RegionPlan([region], "a dog", "", size=SIZE)
-        with torch.no_grad(), regional_attention(tiny.unet, plan, plan.encode(tiny, guided=False)):
+        with torch.no_grad(), regional_attention(tiny.unet, plan, plan.encode(tiny, guided=False).states):
             outputs.append(tiny.unet.get_submodule(path)(hidden).view(*LATENTS, -1))
     moved = (outputs[0] - outputs[1]).abs().amax(-1)
     assert (moved[:, :8] > 0).all()

@@ -30,20 +30,21 @@ class Exact:
         outcomes = {}
         for places in groups.values():
             group = [problems[place] for place in places]
-            targets = torch.cat([problem.target for problem in group])
+            targets = torch.cat([problem.target for problem in group], dim=-2)
             changes, status = self._solve(group[0].inputs, targets)
-            for place, problem, change in zip(places, group, changes.split([len(problem.target) for problem in group])):
+            rows = [problem.target.shape[-2] for problem in group]
+            for place, problem, change in zip(places, group, changes.split(rows, dim=-2)):
                 outcomes[place] = outcome_of(problem, change, status)
         return [outcomes[place] for place in range(len(problems))]
 
     def _solve(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Status]:
         if inputs.ridge_value > 0:
             factor, failed = torch.linalg.cholesky_ex(inputs.matrix)
-            if not failed:
-                return torch.cholesky_solve(targets.T, factor).T, Status.SOLVED
+            if not failed.any():
+                return torch.cholesky_solve(targets.mT, factor).mT, Status.SOLVED
         values, vectors = inputs.eigen
         cutoff = inputs.resolution if self.cutoff is None else self.cutoff
-        kept = values > cutoff * values[-1].clamp(min=0)
+        kept = values > cutoff * values.max().clamp(min=0)
         inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
-        changes = (targets @ vectors * inverse) @ vectors.T
+        changes = (targets @ vectors * inverse.unsqueeze(-2)) @ vectors.mT
         return changes, Status.SOLVED if bool(kept.all()) else Status.MINIMUM_CHANGE

@@ -36,7 +36,7 @@ class LBFGS:
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
         shapes: dict[tuple[int, ...], list[int]] = {}  # places in `problems`
         for place, problem in enumerate(problems):
-            shapes.setdefault(tuple(problem.target.shape), []).append(place)
+            shapes.setdefault(tuple(problem.target.shape[-2:]), []).append(place)
         outcomes = {}
         for (rows, width), alike in shapes.items():
             each = 8 * (width * width + 2 * (self.history + 4) * rows * width)
@@ -44,14 +44,17 @@ class LBFGS:
             for start in range(0, len(alike), size):
                 places = alike[start : start + size]
                 batch = [problems[place] for place in places]
-                changes, steps, converged = self.minimise(
-                    torch.stack([problem.matrix for problem in batch]),
-                    torch.stack([problem.target for problem in batch]),
+                targets = [problem.target.reshape(-1, rows, width) for problem in batch]
+                solved = self.minimise(
+                    torch.cat([problem.matrix.reshape(-1, width, width) for problem in batch]),
+                    torch.cat(targets),
                     _spans(batch),
                 )
-                for i, place in enumerate(places):
-                    status = Status.CONVERGED if converged[i] else Status.ITERATION_LIMIT
-                    outcomes[place] = outcome_of(batch[i], changes[i], status, int(steps[i]))
+                parts = (found.split([len(target) for target in targets]) for found in solved)
+                for place, problem, change, steps, converged in zip(places, batch, *parts):
+                    status = Status.CONVERGED if bool(converged.all()) else Status.ITERATION_LIMIT
+                    change = change.reshape(problem.target.shape)
+                    outcomes[place] = outcome_of(problem, change, status, int(steps.max()))
         return [outcomes[place] for place in range(len(problems))]
 
     def minimise(self, matrices: Tensor, targets: Tensor, spans: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,8 +99,10 @@ def _spans(problems: Sequence[LayerProblem]) -> Tensor | None:
     spans = [problem.inputs.span for problem in problems]
     if all(span is None for span in spans):
         return None
-    whole = torch.eye(problems[0].matrix.shape[0]).to(problems[0].matrix)
-    return torch.stack([whole if span is None else span for span in spans])
+    width = problems[0].matrix.shape[-1]
+    whole = torch.eye(width).to(problems[0].matrix)
+    parts = [whole.expand_as(problem.matrix) if span is None else span for problem, span in zip(problems, spans)]
+    return torch.cat([part.reshape(-1, width, width) for part in parts])
 
 
 def _apply_inverse(memory: Sequence[tuple[Tensor, Tensor, Tensor]], gradient: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class Outcome:
     """The fused change of one layer.
 
     Attributes:
-        change: D, `[out, in]`, float64.
+        change: D, `[out, in]`, float64; with the bias's change as a last column where it changes.
+        rank: of the inputs, out of `width`; over all channels of a normalisation.
         iterations: steps of an iterative solver, 0 for a factorisation.
         before: for each concept the residual of the unchanged base (D = 0).
         after: the same for the solution.
@@ -40,6 +41,7 @@ class Outcome:
     status: Status
     iterations: int
     rank: int
+    width: int
     condition: float
     before: Sequence[float]
     after: Sequence[float]
@@ -68,7 +70,7 @@ class Outcome:
             "meaning": self.status.value,
             "iterations": self.iterations,
             "rank": self.rank,
-            "width": self.change.shape[1],
+            "width": self.width,
             "condition": self.condition,
             "objective": [self.objective_before, self.objective_after],
             "change_norm": float(self.change.norm()),
@@ -81,10 +83,11 @@ def outcome_of(problem: LayerProblem, change: Tensor, status: Status, iterations
     nothing = change.new_zeros(change.shape)
     return Outcome(
         problem.name,
-        change,
+        change.flatten(0, -2),
         status,
         iterations,
         problem.inputs.rank,
+        problem.inputs.size,
         problem.inputs.condition,
         problem.residuals(nothing),
         problem.residuals(change),

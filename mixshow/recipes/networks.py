@@ -1,0 +1,56 @@
+"""The network files of a scene, on its base: attached, or merged into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixshow.config.scene import NetworkOptions
+from mixshow.core.attachment import Attachment
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.lycoris import Network, load_network
+from mixshow.models import Base
+
+
+def missing_networks(entries: Sequence[NetworkOptions]) -> list[str]:
+    """Files that are not there, one sentence each."""
+    return [
+        f"networks[{i}].file: no such network file: {entry.file}"
+        for i, entry in enumerate(entries)
+        if not entry.file.is_file()
+    ]
+
+
+def put_networks_on(base: Base, entries: Sequence[NetworkOptions], source: str, *, merge: bool) -> Attachment:
+    """Let networks change a base, each at its strength, until the handle is detached.
+
+    Args:
+        source: where the options came from, for messages.
+        merge: change the weights instead of attaching the networks; in 16 bits that rounds the sums.
+
+    Raises:
+        OptionsError: files that are no networks for this base, all of them; the base is left as it was.
+    """
+    networks: list[Network] = []
+    problems: list[str] = []
+    for i, entry in enumerate(entries):
+        try:
+            network = load_network(
+                base.models, entry.file, multiplier=entry.strength, missing_alpha=entry.missing_alpha
+            )
+            networks.append(network.requires_grad_(False))
+        except MixshowError as error:
+            problems += [f"networks[{i}]: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise OptionsError(source, problems)
+    attachment = Attachment()
+    try:
+        for network in networks:
+            attachment.add(network.unmerge if merge else network.detach)
+            if merge:
+                network.merge()
+            else:
+                network.attach()
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
