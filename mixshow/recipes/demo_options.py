@@ -11,7 +11,7 @@ from mixshow.config.load import build
 from mixshow.config.train import TrainOptions
 from mixshow.puppets.cast import CAST
 
-GUIDANCE, STEPS = 3.0, 20  # of all the demo's pictures; more guidance paints over hats and wings (docs/puppets.md)
+GUIDANCE, STEPS = 3.0, 20  # of pictures of one character; more guidance paints over hats and wings (docs/log.md)
 
 
 def train_options(name: str, *, pictures: Path, output: Path, seed: int = 0) -> TrainOptions:
