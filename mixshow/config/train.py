@@ -203,6 +203,7 @@ class LoopOptions(Section):
 @dataclasses.dataclass(frozen=True)
 class LossSection(Section):
     mask: bool = option("count the error on the subject only (needs data.masks)", False)
+    unmasked_weight: float = option("with mask: what the rest counts beside the subject; 0: nothing, 1: as much", 0.0)
     noise_offset: float = option("standard deviation of noise that is equal over a channel", 0.0)
     attention_weight: float = option("of the attention regularisation (needs data.masks); 0: none", 0.0)
     attention_form: Literal["outside", "identity"] = option(
@@ -217,6 +218,11 @@ class LossSection(Section):
                 f"{name}: expected 0 or more, found {getattr(self, name)}"
                 for name in ("noise_offset", "attention_weight")
                 if getattr(self, name) < 0
+            ),
+            *_unless(0 <= self.unmasked_weight <= 1, f"unmasked_weight: expected 0 to 1, found {self.unmasked_weight}"),
+            *_unless(
+                self.mask or not self.unmasked_weight,
+                "unmasked_weight: is the share beside a mask; expected mask: true, found false",
             ),
             *_unless(
                 self.min_snr is None or self.min_snr > 0,

@@ -13,7 +13,7 @@ def masked_error(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         prediction: `[batch, channels, h, w]`; `target` likewise.
-        mask: `[batch, 1, h, w]`, 1 where the error counts.
+        mask: `[batch, 1, h, w]`, what the error counts at each place, 0 to 1.
 
     Returns:
         `[batch]`; 0 for a picture whose mask is empty (a crop can miss the subject).

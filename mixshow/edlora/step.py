@@ -43,12 +43,14 @@ class LossOptions:
     """
     Attributes:
         masked: count the error on the subject only (else on the whole picture, without its padding).
+        unmasked_weight: with `masked`, what the rest of the picture counts beside the subject, 0 to 1.
         attention_weight: of the attention regularisation; 0: none.
         attention_identity: the subject token's map shall equal the mask instead of only staying inside it.
         min_snr: gamma of min-SNR weighting (arXiv 2303.09556); None: none.
     """
 
     masked: bool = False
+    unmasked_weight: float = 0.0
     attention_weight: float = 0.0
     attention_identity: bool = False
     min_snr: float | None = None
@@ -90,8 +92,10 @@ def _prediction_loss(prediction: Tensor, schedule: DDPMScheduler, inputs: StepIn
     target = inputs.noise
     if velocity:
         target = schedule.get_velocity(inputs.latents, inputs.noise, inputs.timesteps)
-    mask = inputs.subject_mask if options.masked and inputs.subject_mask is not None else inputs.image_mask
-    error = masked_error(prediction, target, mask)
+    weights = inputs.image_mask
+    if options.masked and inputs.subject_mask is not None:
+        weights = torch.maximum(inputs.subject_mask, options.unmasked_weight * inputs.image_mask)
+    error = masked_error(prediction, target, weights)
     if options.min_snr is not None:
         snr = compute_snr(schedule, inputs.timesteps)
         error = error * torch.clamp(snr, max=options.min_snr) / (snr + 1 if velocity else snr)
