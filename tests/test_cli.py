@@ -50,3 +50,14 @@ def test_a_mistake_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) 
     assert main(["train", "no_such_file.yml"]) == 2
     message = capsys.readouterr().err
     assert message.startswith("mixshow: no_such_file.yml") and message.count("\n") == 1
+
+
+def test_overrides_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "options/train/edlora/pip.yml", "seed=3", "--dry-run", "train.steps=7"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed: 3\n" in printed and "steps: 7\n" in printed
+    for wrong in ("--dri-run", "loose"):
+        with pytest.raises(SystemExit) as stop:
+            main(["lycoris", "list", wrong])
+        assert stop.value.code == 2
+        assert f"unrecognized arguments: {wrong}" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in COMMANDS:
             module = importlib.import_module(f"mixshow.cli.{command}")
-            parsed = _parser({command: module}).parse_args(arguments)
+            parsed = _parsed(_parser({command: module}), arguments)
             set_up_logging(debug)
             _quieten_libraries()
             module.run(parsed)
@@ -76,6 +76,16 @@ def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
         if name in modules:
             modules[name].add_arguments(sub)
     return parser
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parsed arguments; `key=value` may stand behind options too, where argparse alone no longer takes them."""
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and (any(word.startswith("-") for word in rest) or not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
 
 
 def _quieten_libraries() -> None:
