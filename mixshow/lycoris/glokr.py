@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
 from mixshow.lycoris.algorithm import Algorithm, precise, read_alpha, scale_tensor
-from mixshow.lycoris.kronecker import PARTS, KroneckerFactors
+from mixshow.lycoris.kronecker import PARTS, KroneckerFactors, kronecker_scale
 from mixshow.lycoris.kronecker_forward import rows_times
 from mixshow.lycoris.layer import RANK_STABILISED, matrix_of
 
@@ -59,8 +59,7 @@ class GLoKr(Algorithm):
     @property
     def scale(self) -> float | Tensor:
         """All scales together, the trained one among them."""
-        scale = 1.0 if self.rank is None else self.alpha / self.rank
-        return scale if self.scalar is None else scale * self.scalar
+        return kronecker_scale(self.alpha, self.rank, self.scalar)
 
     @classmethod
     def claims(cls, names: Collection[str]) -> bool:

@@ -167,6 +167,12 @@ def _left_shape(parts: Mapping[str, Tensor] | nn.ParameterDict) -> tuple[int, in
     return parts["w1" if "w1" in parts else "w1_a"].shape[0], parts["w1" if "w1" in parts else "w1_b"].shape[1]
 
 
+def kronecker_scale(alpha: float, rank: int | None, scalar: Tensor | None) -> float | Tensor:
+    """All scales of Kronecker products together: alpha / rank where a factor is low-rank, times the trained one."""
+    scale = 1.0 if rank is None else alpha / rank
+    return scale if scalar is None else scale * scalar
+
+
 def kron(left: Tensor, right: Tensor) -> Tensor:
     """The Kronecker product of two matrices, of any strides (`torch.kron` refuses some)."""
     return (left[:, None, :, None] * right[:, None, :]).reshape(len(left) * len(right), -1)

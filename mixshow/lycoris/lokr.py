@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.lycoris.algorithm import Algorithm, read_alpha, scale_tensor, weight_of
-from mixshow.lycoris.kronecker import PARTS, KroneckerFactors
+from mixshow.lycoris.kronecker import PARTS, KroneckerFactors, kronecker_scale
 from mixshow.lycoris.kronecker_forward import cost_per_position, kronecker_change
 from mixshow.lycoris.layer import MOVE, RANK_STABILISED, matrix_of
 from mixshow.lycoris.low_rank import weight_is_cheaper
@@ -57,9 +57,7 @@ class LoKr(Algorithm):
     @property
     def scale(self) -> float | Tensor:
         """All scales together, the trained one among them."""
-        rank = self.factors.rank
-        scale = 1.0 if rank is None else self.alpha / rank
-        return scale if self.scalar is None else scale * self.scalar
+        return kronecker_scale(self.alpha, self.factors.rank, self.scalar)
 
     @classmethod
     def claims(cls, names: Collection[str]) -> bool:
