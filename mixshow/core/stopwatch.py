@@ -44,17 +44,22 @@ class Stopwatch:
         return time.perf_counter() - self._started
 
 
-def peak_memory_gb() -> float:
-    """Largest resident size of this process so far, in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory_gb(usage: resource.struct_rusage | None = None) -> float:
+    """Largest resident size in GB: of this process so far, or of one that ended with this usage."""
+    peak = (usage or resource.getrusage(resource.RUSAGE_SELF)).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
     """What a reader of figures wants to know of the machine; nothing that identifies it."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "bf16_instructions": bool(torch.cpu._is_avx512_bf16_supported()) if platform.machine() == "x86_64" else False,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -163,7 +163,8 @@ class Trainer:
             self._memory_saving(),
             StepInterrupt() as interrupt,
         ):
-            bar = progress_bar(self.options.steps, "training", initial=first, enabled=self.accelerator.is_main_process)
+            what, shown = f"training {' '.join(self.embedding.tokens)}", self.accelerator.is_main_process
+            bar = progress_bar(self.options.steps, what, initial=first, enabled=shown)
             with bar:
                 while self.step < self.options.steps:
                     loss = self._one_step(known)

@@ -32,8 +32,9 @@ from mixshow.recipes.demo_options import GUIDANCE, STEPS, fuse_options, train_op
 from mixshow.recipes.demo_page import write_page
 from mixshow.recipes.fuse import fuse
 from mixshow.recipes.puppets import judge_accuracy
+from mixshow.recipes.side_by_side import train_all
 from mixshow.recipes.stage_plan import StagedScene, scene_options, stage_scenes
-from mixshow.recipes.train import CONCEPT_FILE, train
+from mixshow.recipes.train import CONCEPT_FILE
 from mixshow.sampling.generate import sample
 
 DEFAULT_CAST = ("pip", "luma", "rusty")
@@ -63,7 +64,8 @@ def demo(output: Path, *, names: Sequence[str] = DEFAULT_CAST, seed: int = 0) ->
     with watch.stage("cast pictures"):
         write_cast(output / "cast", names)
     with watch.stage("training"):
-        concepts = {name: _trained(name, output, seed) for name in names}
+        memory = train_all([_training_options(name, output, seed) for name in names])
+        concepts = {name: load_concept(output / name / CONCEPT_FILE) for name in names}
     with watch.stage("fusion"):
         folder = _fused(names, output)
     base, fused, judge = load_base("puppets"), load_base(folder), Judge.load()
@@ -83,7 +85,7 @@ def demo(output: Path, *, names: Sequence[str] = DEFAULT_CAST, seed: int = 0) ->
         identity["scene"] = _scene_identity(judge, scenes, files)
     report = {
         "seconds": {**{key: round(value, 1) for key, value in watch.seconds.items()}, "total": round(watch.total, 1)},
-        "peak_memory_gb": round(peak_memory_gb(), 2),
+        "peak_memory_gb": round(max(memory, peak_memory_gb()), 2),
         "judge_accuracy": accuracy.value,
         "identity": {way: share.value for way, share in identity.items()},
         "intervals": {"judge_accuracy": accuracy.to_json(), **{way: s.to_json() for way, s in identity.items()}},
@@ -147,13 +149,11 @@ def _check_cast(names: Sequence[str]) -> None:
         raise MixshowError(f"the demo shows three different characters, found {len(names)}: {', '.join(names)}")
 
 
-def _trained(name: str, output: Path, seed: int) -> Concept:
-    """One character, trained as `mixshow train` would from the options file this writes."""
-    log.info("training %s", name)
+def _training_options(name: str, output: Path, seed: int) -> Path:
+    """One character's options file, written for `mixshow train`."""
     options = output / "options" / f"train_{name}.yml"
     dump(train_options(name, pictures=output / "cast" / name, output=output / name, seed=seed), options)
-    train(options)
-    return load_concept(output / name / CONCEPT_FILE)
+    return options
 
 
 def _fused(names: Sequence[str], output: Path) -> Path:

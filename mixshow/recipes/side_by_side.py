@@ -1,0 +1,63 @@
+"""Several trainings side by side.
+
+The small kernels of a training step leave most of a many-threaded processor idle: two trainings with one thread each
+make 1.5 times the steps of one with two threads (docs/performance.md). An accelerator is better used by one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mixshow.core.errors import MixshowError
+from mixshow.core.stopwatch import cores, peak_memory_gb
+from mixshow.recipes.train import train
+
+
+def train_all(files: Sequence[Path]) -> float:
+    """Train the concepts that options files describe, on a processor at the same time, each in a process of its own.
+
+    Ctrl-C reaches each of them: all write a checkpoint, and all are resumed by the next call.
+
+    Returns:
+        GB of memory that all processes together held at most, this one's included.
+
+    Raises:
+        MixshowError: one of them failed; its own message is on standard error.
+    """
+    if torch.cuda.is_available() or cores() == 1:
+        for file in files:
+            train(file)
+        return peak_memory_gb()
+    running = [_start(file, place, threads=max(1, cores() // len(files))) for place, file in enumerate(files)]
+    try:
+        ended = [os.wait4(process.pid, 0) for process in running]
+    except BaseException:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait()
+        raise
+    codes = [os.waitstatus_to_exitcode(status) for _, status, _ in ended]
+    if 130 in codes:
+        raise KeyboardInterrupt
+    failed = [str(file) for file, code in zip(files, codes) if code]
+    if failed:
+        raise MixshowError(f"training stopped ({', '.join(failed)}); the reason stands above")
+    return peak_memory_gb() + sum(peak_memory_gb(usage) for _, _, usage in ended)
+
+
+def _start(file: Path, place: int, *, threads: int) -> subprocess.Popen[bytes]:
+    """One training, its progress bar on a line of its own.
+
+    In a session of its own, so that a terminal's Ctrl-C comes once, from here.
+    """
+    surroundings = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(place)}
+    command = [sys.executable, "-m", "mixshow", "train", str(file)]
+    return subprocess.Popen(command, env=surroundings, start_new_session=True)
