@@ -17,9 +17,9 @@ from mixshow.puppets.cast import member
 from mixshow.puppets.world import WIDE, sample_scene
 from mixshow.recipes.demo_options import STEPS
 
-# Room around a skeleton, in parts of its height: hands and feet are wider than their key points, and above the
-# nose there are hair and hats.
-_SIDES, _ABOVE, _BELOW = 0.10, 0.42, 0.08
+# Room around a skeleton, in parts of its height: wings and capes are wider than the key points of hands and feet, and
+# above the nose there are hair and hats.
+_SIDES, _ABOVE, _BELOW = 0.17, 0.42, 0.08
 _SEED = 60_001
 # Regions want more guidance than single characters; and the pose is settled early, while an adapter that acts to the
 # end draws the base's faces and clothes over a character's (docs/log.md).
