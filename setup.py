@@ -31,6 +31,7 @@ setup(
         "omegaconf>=2.3",
         "pillow>=10.0",
         "numpy>=1.26",
+        "psutil>=5.9",
         "tqdm>=4.60",
     ],
     extras_require={

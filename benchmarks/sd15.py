@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from mixshow.core.stopwatch import machine, peak_memory_gb
+from mixshow.core.stopwatch import machine, wait_and_weigh
 from mixshow.evaluation.page import markdown_table
 from mixshow.models.base import Base, save_base
 from mixshow.models.clip_tokenizer import clip_tokenizer
@@ -121,11 +120,10 @@ def cost(command: Sequence[str], steps: str, counts: tuple[int, int]) -> list[st
     for count in counts:
         started = time.perf_counter()
         process = subprocess.Popen([sys.executable, "-m", "mixshow", *command, steps.format(count)])
-        _, status, usage = os.wait4(process.pid, 0)
-        if os.waitstatus_to_exitcode(status):
+        peak = wait_and_weigh([process])
+        if process.returncode:
             raise SystemExit(f"mixshow {command[0]} failed")
         seconds.append(time.perf_counter() - started)
-        peak = peak_memory_gb(usage)
     each = (seconds[1] - seconds[0]) / (counts[1] - counts[0])
     return [f"{each:.1f}", f"{seconds[0] - each * counts[0]:.1f}", f"{peak:.1f}"]
 

@@ -6,11 +6,13 @@ import contextlib
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import psutil
 import torch
 
 
@@ -44,10 +46,38 @@ class Stopwatch:
         return time.perf_counter() - self._started
 
 
-def peak_memory_gb(usage: resource.struct_rusage | None = None) -> float:
-    """Largest resident size in GB: of this process so far, or of one that ended with this usage."""
-    peak = (usage or resource.getrusage(resource.RUSAGE_SELF)).ru_maxrss
+def peak_memory_gb() -> float:
+    """Largest resident size of this process so far, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def wait_and_weigh(processes: Sequence[subprocess.Popen[bytes]], *, every: float = 0.2) -> float:
+    """Wait for processes; returns the largest resident size they had together, in GB.
+
+    Measured from outside: what the system says of an ended child's peak counts its parent's memory too.
+
+    Args:
+        every: seconds between two looks.
+    """
+    peak = 0
+    while any(process.poll() is None for process in processes):
+        peak = max(peak, sum(_resident(process.pid) for process in processes))
+        time.sleep(every)
+    return peak / 1e9
+
+
+def resident_gb() -> float:
+    """Resident size of this process now, in GB."""
+    return _resident(None) / 1e9
+
+
+def _resident(pid: int | None) -> int:
+    """Bytes of a process (None: this one); 0 if it ended."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def cores() -> int:

@@ -17,7 +17,7 @@ from mixshow.config.load import dump
 from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.core.files import read_json, write_json
 from mixshow.core.progress import log
-from mixshow.core.stopwatch import Stopwatch, machine, peak_memory_gb
+from mixshow.core.stopwatch import Stopwatch, machine, peak_memory_gb, resident_gb
 from mixshow.edlora.concept import Concept, attach_concepts, load_concept
 from mixshow.evaluation.identity import HELD_OUT_PROMPTS, identity_share
 from mixshow.evaluation.interval import Share
@@ -64,7 +64,7 @@ def demo(output: Path, *, names: Sequence[str] = DEFAULT_CAST, seed: int = 0) ->
     with watch.stage("cast pictures"):
         write_cast(output / "cast", names)
     with watch.stage("training"):
-        memory = train_all([_training_options(name, output, seed) for name in names])
+        memory = resident_gb() + train_all([_training_options(name, output, seed) for name in names])
         concepts = {name: load_concept(output / name / CONCEPT_FILE) for name in names}
     with watch.stage("fusion"):
         folder = _fused(names, output)

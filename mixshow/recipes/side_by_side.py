@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from mixshow.core.errors import MixshowError
-from mixshow.core.stopwatch import cores, peak_memory_gb
+from mixshow.core.stopwatch import cores, wait_and_weigh
 from mixshow.recipes.train import train
 
 
@@ -26,7 +26,7 @@ def train_all(files: Sequence[Path]) -> float:
     Ctrl-C reaches each of them: all write a checkpoint, and all are resumed by the next call.
 
     Returns:
-        GB of memory that all processes together held at most, this one's included.
+        GB of memory that the processes held at most, all together; 0 where this one did the training.
 
     Raises:
         MixshowError: one of them failed; its own message is on standard error.
@@ -34,23 +34,23 @@ def train_all(files: Sequence[Path]) -> float:
     if torch.cuda.is_available() or cores() == 1:
         for file in files:
             train(file)
-        return peak_memory_gb()
+        return 0.0
     running = [_start(file, place, threads=max(1, cores() // len(files))) for place, file in enumerate(files)]
     try:
-        ended = [os.wait4(process.pid, 0) for process in running]
+        peak = wait_and_weigh(running)
     except BaseException:
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:
             process.wait()
         raise
-    codes = [os.waitstatus_to_exitcode(status) for _, status, _ in ended]
+    codes = [process.returncode for process in running]
     if 130 in codes:
         raise KeyboardInterrupt
     failed = [str(file) for file, code in zip(files, codes) if code]
     if failed:
         raise MixshowError(f"training stopped ({', '.join(failed)}); the reason stands above")
-    return peak_memory_gb() + sum(peak_memory_gb(usage) for _, _, usage in ended)
+    return peak
 
 
 def _start(file: Path, place: int, *, threads: int) -> subprocess.Popen[bytes]:

@@ -61,7 +61,9 @@ def test_an_accelerator_trains_one_after_the_other(files, monkeypatch):
 @pytest.mark.slow
 def test_several_cores_train_at_the_same_time(files, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(side_by_side, "cores", lambda: 2)
-    assert 0.1 < train_all(files) < 10
+    ballast = torch.ones(500_000_000)  # what this process holds is not the trainings'
+    assert 0.1 < train_all(files) < 3
+    del ballast
     assert read_concept(tmp_path / "pip" / "concept.safetensors").text == "<pip1> <pip2>"
     assert read_concept(tmp_path / "luma" / "concept.safetensors").text == "<luma1> <luma2>"
     assert "training <luma1> <luma2>" in capfd.readouterr().err
