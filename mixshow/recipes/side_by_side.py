@@ -1,7 +1,7 @@
 """Several trainings side by side.
 
-The small kernels of a training step leave most of a many-threaded processor idle: two trainings with one thread each
-make 1.5 times the steps of one with two threads (docs/performance.md). An accelerator is better used by one at a time.
+One thread each makes more of a processor than all threads for one after the other: three trainings on two cores take
+0.8 of the time (docs/performance.md). On an accelerator they are trained in turn.
 """
 
 from __future__ import annotations
