@@ -4,24 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from mixshow.config.load import Section, option
 
 Point = list[float]
+_SHAPES = ("box", "polygon", "mask", "colour", "png")
+_CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
 
 
 @dataclasses.dataclass(frozen=True)
 class RegionOptions(Section):
-    box: tuple[float, float, float, float] = option(
-        "[left, top, right, bottom]: fractions of the picture when none is above 1, otherwise pixels"
-    )
+    """A part of the picture: one of `box`, `polygon`, `mask`, `colour` and `png`, or a cell of the scene's `layout`."""
+
     prompt: str = option("what is in the region")
+    box: tuple[float, float, float, float] | None = option(
+        "[left, top, right, bottom]: fractions of the picture when none is above 1, otherwise pixels", None
+    )
+    polygon: list[tuple[float, float]] | None = option(
+        "corners [[x, y], ...]: fractions of the picture when none is above 1, otherwise pixels", None
+    )
+    mask: Path | None = option("a grey picture, white inside; one of another size is stretched over the scene", None)
+    colour: str | None = option("its colour in the picture of 'masks', in quotes: \"#ff0000\"", None)
+    png: str | None = option("a mask in base64, as pictures that mixshow made carry it", None)
     negative_prompt: str | None = option("what is not; null: the scene's negative prompt", None)
     base_ratio: float = option("part of the attention that stays with the scene's prompt, 0 to 1", 0.0)
+    feather: float = option(
+        "width of a soft border, half of it outside: pixels, or a fraction of the shorter side when below 1", 0.0
+    )
+    priority: float = option("where regions overlap the higher one is seen", 0.0)
+    weight: float = option("where regions of one priority overlap they share the place by their weights", 1.0)
+
+    @property
+    def shape(self) -> str:
+        """The option its shape is in."""
+        return next((name for name in _SHAPES if getattr(self, name) is not None), "box")
 
     def problems(self) -> list[str]:
+        found = [*self._box_problems(), *self._polygon_problems()]
+        given = [name for name in _SHAPES if getattr(self, name) is not None]
+        if len(given) > 1:
+            found.append(f"{given[1]}: expected one shape, found {' and '.join(given)}")
+        if not 0 <= self.base_ratio <= 1:
+            found.append(f"base_ratio: expected 0 to 1, found {self.base_ratio}")
+        if not 0 <= self.feather < math.inf:
+            found.append(f"feather: expected 0 or more pixels, found {self.feather}")
+        if not math.isfinite(self.priority):
+            found.append(f"priority: expected a number, found {self.priority}")
+        if not 0 < self.weight < math.inf:
+            found.append(f"weight: expected a number above 0, found {self.weight}")
+        return found
+
+    def _box_problems(self) -> list[str]:
+        if self.box is None:
+            return []
         left, top, right, bottom = self.box
         found = []
         if right <= left or bottom <= top:
@@ -30,9 +68,16 @@ class RegionOptions(Section):
             found.append(f"box: expected fractions from 0 to 1, or whole numbers of pixels, found {list(self.box)}")
         if min(self.box) < 0:
             found.append(f"box: {list(self.box)} is not inside the picture; expected no negative numbers")
-        if not 0 <= self.base_ratio <= 1:
-            found.append(f"base_ratio: expected 0 to 1, found {self.base_ratio}")
         return found
+
+    def _polygon_problems(self) -> list[str]:
+        if self.polygon is None:
+            return []
+        if len(self.polygon) < 3:
+            return [f"polygon: expected at least 3 corners [x, y], found {len(self.polygon)}"]
+        if not all(math.isfinite(number) for corner in self.polygon for number in corner):
+            return ["polygon: expected numbers, found infinite ones or none"]
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +140,16 @@ class SceneOptions(Section):
     rewrite: str | None = option(
         "regions as Mix-of-Show writes them: [prompt]-*-[negative]-*-[top, left, bottom, right]|...", None
     )
-    layout: Path | None = option(
-        "regions from a layout file of Mix-of-Show (box1='[top, left, bottom, right]' ...)", None
+    layout: str | None = option(
+        "rows and columns for the regions, such as '1,2,1; 1' or '2: 1,1; 1' (a row twice as high); or a layout file "
+        "of Mix-of-Show (box1='[top, left, bottom, right]' ...), which has regions of its own",
+        None,
     )
-    edges: Literal["hard", "soft"] = option(
-        "how a box ends in coarse layers: only positions wholly inside, or by the share that is inside",
-        "hard",
+    masks: Path | None = option("a colour-coded picture of all regions that name a 'colour'", None)
+    edges: Literal["hard", "soft"] | None = option(
+        "how a region ends in coarse layers: only positions wholly inside (hard, as published), or by the share that "
+        "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
+        None,
     )
     seeds: list[int] = option("one picture per seed", factory=lambda: [0])
     batch_size: int = option("pictures denoised together; more need more memory", 1)
@@ -112,11 +161,24 @@ class SceneOptions(Section):
     device: str = option("'auto', 'cpu', 'cuda', 'cuda:1', ...", "auto")
     grid: bool = option("with several seeds also write NAME_grid.png", False)
 
+    @property
+    def cells(self) -> str | None:
+        """`layout`, when it is rows and columns."""
+        return self.layout if self.layout and _CELLS.fullmatch(self.layout) else None
+
+    @property
+    def layout_file(self) -> Path | None:
+        """`layout`, when it is a file."""
+        return Path(self.layout).expanduser() if self.layout and not self.cells else None
+
+    @property
+    def region_source(self) -> str:
+        """The option its regions are in."""
+        return "rewrite" if self.rewrite else "layout" if self.layout_file else "regions"
+
     def problems(self) -> list[str]:
-        found = []
-        sources = [name for name in ("regions", "rewrite", "layout") if getattr(self, name)]
-        if len(sources) > 1:
-            found.append(f"{sources[1]}: expected regions from one place, found {' and '.join(sources)}")
+        found = self._region_problems()
+        sources = self._region_sources()
         if self.strengths is not None and len(self.strengths) != len(self.concepts):
             found.append(f"strengths: expected one per concept ({len(self.concepts)}), found {len(self.strengths)}")
         if self.size is None and (sources or self.pose):
@@ -140,4 +202,32 @@ class SceneOptions(Section):
         ]
         if self.output.suffix.lower() != ".png":
             found.append(f"output: expected a .png file, found '{self.output}'")
+        return found
+
+    def _region_sources(self) -> list[str]:
+        given = {"regions": self.regions, "rewrite": self.rewrite, "layout": self.layout_file}
+        return [name for name, value in given.items() if value]
+
+    def _region_problems(self) -> list[str]:
+        found = []
+        sources = self._region_sources()
+        if len(sources) > 1:
+            found.append(f"{sources[1]}: expected regions from one place, found {' and '.join(sources)}")
+        for i, region in enumerate(self.regions):
+            shape = next((name for name in _SHAPES if getattr(region, name) is not None), None)
+            if self.cells and shape:
+                found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
+            elif shape is None and not self.cells:
+                found.append(
+                    f"regions[{i}]: expected one of box, polygon, mask and colour (in quotes), or a layout for all "
+                    "regions; found none"
+                )
+            elif shape == "colour" and self.masks is None:
+                found.append(f"regions[{i}].colour: expected a colour-coded picture in 'masks', found none")
+            if region.feather and self.edges == "hard":
+                found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
+        if self.masks is not None and not any(region.colour for region in self.regions):
+            found.append("masks: expected regions that name a 'colour' of it, found none")
+        if self.cells and not self.regions:
+            found.append(f"layout: expected regions for the cells of '{self.cells}', found none")
         return found

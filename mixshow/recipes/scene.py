@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
-import io
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mixshow.config.scene import PoseOptions, RegionOptions, SceneOptions
+from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base
+from mixshow.recipes.regions import read_regions
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.openpose import (
     anyone_inside,
@@ -23,10 +20,10 @@ from mixshow.sampling.openpose import (
     read_people,
     read_picture,
 )
+from mixshow.sampling.pictures import decoded_picture, encoded_picture
 from mixshow.sampling.pose import draw_openpose
 from mixshow.sampling.precision import Precision
-from mixshow.sampling.published_regions import parse_regions, read_layout
-from mixshow.sampling.regions import Edges, PixelBox, Region
+from mixshow.sampling.regions import Edges
 from mixshow.sampling.scene import PoseGuide, Scene
 
 
@@ -39,15 +36,9 @@ def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, Scene
     Returns:
         The scene, and options that hold all of it: they name no files of poses or regions any more.
     """
-    regions: list[Region] = []
+    regions, options = read_regions(options, problems)
     guide = None
-    try:
-        regions = _regions(options)
-    except MixshowError as error:
-        problems.append(str(error))
     if options.size is not None:
-        boxes = [(i, region.area.problem(options.size)) for i, region in enumerate(regions)]
-        problems += [f"{_source_of(options)}[{i}].box: {problem}" for i, problem in boxes if problem]
         try:
             guide, options = _pose(options, options.size)
         except MixshowError as error:
@@ -58,14 +49,14 @@ def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, Scene
         negative_prompt=options.negative_prompt,
         regions=tuple(regions),
         pose=guide,
-        edges=Edges(options.edges),
+        edges=Edges(options.edges or Edges.HARD),
         steps=options.steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
         scheduler_options=options.scheduler_options,
         precision=Precision(options.precision),
     )
-    return scene, dataclasses.replace(options, regions=[*map(_region_options, regions)], rewrite=None, layout=None)
+    return scene, options
 
 
 def check_scene(scene: Scene, base: Base, source: str) -> None:
@@ -85,41 +76,16 @@ def check_scene(scene: Scene, base: Base, source: str) -> None:
         raise OptionsError(source, [problem for problem in problems if problem])
 
 
-def _source_of(options: SceneOptions) -> str:
-    return "rewrite" if options.rewrite else "layout" if options.layout else "regions"
-
-
-def _regions(options: SceneOptions) -> list[Region]:
-    negative = options.negative_prompt
-    if options.rewrite:
-        return parse_regions(options.rewrite, "rewrite")
-    if options.layout:
-        return read_layout(options.layout, negative_prompt=negative)
-    if options.size is None:
-        return []
-    regions = []
-    for region in options.regions:
-        own = negative if region.negative_prompt is None else region.negative_prompt
-        box = PixelBox.from_numbers(region.box, options.size)
-        regions.append(Region(box, region.prompt, own, region.base_ratio))
-    return regions
-
-
-def _region_options(region: Region) -> RegionOptions:
-    box = cast(PixelBox, region.area)  # options know no other areas
-    return RegionOptions(box.numbers, region.prompt, region.negative_prompt, region.base_ratio)
-
-
 def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | None, SceneOptions]:
     """The pose as a picture of the scene's size, and options that hold it without a file."""
     pose = options.pose
     if pose is None:
         return None, options
     if pose.image is not None or pose.png is not None:
-        picture = fit_picture(read_picture(pose.image) if pose.image else _decoded(pose.png or ""), size)
+        picture = fit_picture(read_picture(pose.image) if pose.image else decoded_picture(pose.png or ""), size)
         if picture.getbbox() is None:
             raise MixshowError(f"{pose.image or 'png'}: expected a picture of at least one person, found only black")
-        kept: dict[str, Any] = {"png": _encoded(picture)}
+        kept: dict[str, Any] = {"png": encoded_picture(picture)}
     else:
         people, canvas = read_people(pose.json) if pose.json is not None else _people(pose)
         people = fit_people(people, canvas, size)
@@ -145,16 +111,3 @@ def _people(pose: PoseOptions) -> tuple[list[np.ndarray], tuple[int, int] | None
         except ValueError as error:
             raise MixshowError(f"people[{i}]: {error}") from error
     return people, (1, 1) if max(person[:, :2].max() for person in people) <= 1 else None
-
-
-def _encoded(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _decoded(text: str) -> Image.Image:
-    try:
-        return read_picture(io.BytesIO(base64.b64decode(text, validate=True)))
-    except (binascii.Error, ValueError) as error:
-        raise MixshowError(f"png: expected a PNG picture in base64, found something else ({error})") from error

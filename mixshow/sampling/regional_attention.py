@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from mixshow.core.attachment import Attachment
 from mixshow.models import Base, PromptStates, cross_attention_layers, prompt_states
-from mixshow.sampling.regions import Edges, Region, region_shares
+from mixshow.sampling.regions import Edges, Region, averaged_shares, region_shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,7 @@ class RegionPlan:
         self.texts = list(dict.fromkeys([background, *own]))  # (prompt, negative prompt), the background's first
         self._text_of = [self.texts.index(text) for text in own]
         self._routings: dict[tuple[int, torch.device], _Routing] = {}
+        self._of_pixels: Tensor | None = None  # shares of single pixels, which all resolutions are means of
 
     def encode(self, base: Base, *, guided: bool) -> PromptStates:
         """States of `[halves, texts]`; negative prompts in the first half, if guided."""
@@ -99,13 +100,21 @@ class RegionPlan:
 
     def weights(self, rows: int, columns: int) -> Tensor:
         """The weight of each text at each position, `[texts, rows, columns]` in float64; sums to one."""
-        background, *shares = region_shares(self.regions, rows, columns, self.size, self.edges)
+        background, *shares = self._shares(rows, columns)
         weights = torch.zeros(len(self.texts), rows, columns, dtype=torch.float64)
         weights[0] = background
         for region, text, share in zip(self.regions, self._text_of, shares):
             weights[text] += share * (1 - region.base_ratio)
             weights[0] += share * region.base_ratio
         return weights
+
+    def _shares(self, rows: int, columns: int) -> Tensor:
+        """See `region_shares`."""
+        if self.edges is Edges.HARD or not self.regions:
+            return region_shares(self.regions, rows, columns, self.size, self.edges)
+        if self._of_pixels is None:
+            self._of_pixels = region_shares(self.regions, self.size[1], self.size[0], self.size, self.edges)
+        return averaged_shares(self._of_pixels, rows, columns)
 
     def routing(self, positions: int, device: torch.device) -> _Routing:
         """The routing of the layers that have so many positions."""

@@ -110,6 +110,59 @@ def test_published_regions_make_the_same_picture(
     assert same(ours, tmp_path / "scene.png")
 
 
+def test_regions_of_every_shape_are_made_again_from_the_picture(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[8:, 4:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    painted = np.zeros((64, 128, 3), dtype=np.uint8)
+    painted[:, 100:] = (0, 0, 255)
+    Image.fromarray(painted).save(tmp_path / "painted.png")
+    scene["masks"] = str(tmp_path / "painted.png")
+    scene["regions"] = [
+        {"mask": str(tmp_path / "mask.png"), "prompt": "a boy", "feather": 0.1, "priority": 1},
+        {"polygon": [[0.4, 0], [0.9, 0], [0.6, 1]], "prompt": "a girl"},
+        {"colour": "#0000ff", "prompt": "a dog", "weight": 2},
+        {"box": [0.5, 0.5, 1, 1], "prompt": "a hat"},
+    ]
+    assert compose(scene) == 0
+    said = capsys.readouterr().err
+    assert "mask.png: 32x32 pixels, stretched over the picture of 128x64" in said
+    assert "regions 1 and 3 overlap and share the place" in said  # 2 and 3 have weights, 0 is above all
+    (tmp_path / "mask.png").unlink()
+    (tmp_path / "painted.png").unlink()
+    assert main(["compose", str(tmp_path / "scene.png")]) == 0
+    assert same(tmp_path / "scene.png", tmp_path / "scene_again.png")
+    assert read_about(tmp_path / "scene.png")["scene"]["edges"] == "soft"
+
+
+def test_a_colour_the_picture_does_not_have(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("RGB", (128, 64), (0, 0, 255)).save(tmp_path / "painted.png")
+    scene |= {"masks": str(tmp_path / "painted.png"), "regions": [{"colour": "#ff0000", "prompt": "a boy"}]}
+    assert compose(scene) == 2
+    assert "no pixel has the colour #ff0000; it has most of #0000ff" in capsys.readouterr().err
+    scene["regions"][0]["colour"] = "reddish"
+    assert compose(scene) == 2
+    assert 'regions[0].colour: expected a colour such as "#ff0000" or red' in capsys.readouterr().err
+    del scene["masks"]
+    scene["regions"][0] = {"mask": str(tmp_path / "black.png"), "prompt": "a boy"}
+    Image.new("L", (128, 64)).save(tmp_path / "black.png")
+    assert compose(scene) == 2
+    assert "black.png: expected a mask with some white in it, found only black" in capsys.readouterr().err
+
+
+def test_rows_and_columns_are_boxes(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    assert compose(scene, "edges=soft") == 0
+    boxes = (tmp_path / "scene.png").rename(tmp_path / "boxes.png")
+    scene["layout"] = "1,1"
+    scene["regions"] = [{"prompt": region["prompt"]} for region in scene["regions"]]
+    assert compose(scene) == 0
+    assert same(boxes, tmp_path / "scene.png")
+
+
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
@@ -117,7 +170,27 @@ def test_published_regions_make_the_same_picture(
         ({"regions": [{"box": [0.5, 0, 0.2, 1], "prompt": "a"}]}, ["regions[0].box", "no area"]),
         ({"regions": [{"box": [0.5, 0, 1.2, 1], "prompt": "a"}]}, ["regions[0].box", "fractions from 0 to 1"]),
         ({"regions": [{"box": [-1, 0, 5, 5], "prompt": "a"}]}, ["regions[0].box", "not inside"]),
-        ({"regions": [{"boxes": 1}]}, ["boxes: unknown option; did you mean 'box'?", "box: missing"]),
+        ({"regions": [{"boxes": 1}]}, ["boxes: unknown option; did you mean 'box'?", "prompt: missing"]),
+        ({"regions": [{"prompt": "a", "colour": None}]}, ["regions[0]: expected one of box, polygon, mask"]),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1], "mask": "m.png"}]}, ["one shape, found box and mask"]),
+        ({"regions": [{"prompt": "a", "polygon": [[0, 0], [1, 1]]}]}, ["polygon: expected at least 3 corners"]),
+        ({"regions": [{"prompt": "a", "polygon": [[0, 0], [1, 1], [0.5, 0.5]]}]}, ["polygon: its 3 corners have no"]),
+        ({"regions": [{"prompt": "a", "polygon": [[0, 0], [9, 9], [0, 70]]}]}, ["corner [0, 70] is not inside"]),
+        ({"regions": [{"prompt": "a", "mask": "nowhere.png"}]}, ["regions[0].mask: nowhere.png: no such picture"]),
+        ({"regions": [{"prompt": "a", "colour": "red"}]}, ["regions[0].colour", "in 'masks', found none"]),
+        ({"masks": "nowhere.png"}, ["masks: expected regions that name a 'colour'"]),
+        ({"layout": "1,2,1"}, ["regions[0].box: expected no shape beside the scene's layout '1,2,1'"]),
+        ({"layout": "1,1; 1", "regions": [{"prompt": "a"}]}, ["as many cells as regions (1), found 3"]),
+        ({"layout": "1,,1", "regions": [{"prompt": "a"}]}, ["layout: row 1: expected widths above 0", "'1,,1'"]),
+        ({"layout": "1", "regions": []}, ["layout: expected regions for the cells"]),
+        (
+            {"regions": [{"box": [0, 0, 1, 1], "prompt": "a", "feather": 4}], "edges": "hard"},
+            ["regions[0].feather: expected edges: soft"],
+        ),
+        (
+            {"regions": [{"box": [0, 0, 1, 1], "prompt": "a", "priority": 1}, {"box": [0, 0, 0.5, 1], "prompt": "b"}]},
+            ["regions[1]: lies wholly under regions of higher priority"],
+        ),
         ({"rewrite": "[a]-*-[]-*-[1, 2", "regions": []}, ["rewrite, column"]),
         ({"rewrite": "[a]-*-[]-*-[0, 0, 1, 1]"}, ["regions from one place"]),
         ({"layout": "nowhere.txt", "regions": []}, ["nowhere.txt"]),

@@ -42,6 +42,33 @@ def test_overlapping_hard_boxes_share_by_their_count() -> None:
     assert shares[:, 0, 15].tolist() == [1, 0, 0, 0]
 
 
+def test_the_higher_priority_has_the_place() -> None:
+    left, right = PixelBox(0, 0, 150, 128), PixelBox(100, 0, 256, 128)
+    for edges, grid in ((Edges.SOFT, (128, 256)), (Edges.HARD, (64, 128))):
+        shares = region_shares([Region(left, "a"), Region(right, "b", priority=1)], *grid, SIZE, edges)
+        border = 100 * grid[1] // SIZE[0]
+        assert (shares[1, :, :border] == 1).all() and (shares[1, :, border:] == 0).all()
+        assert (shares[2, :, border:] == 1).all()
+    coarse = region_shares([Region(left, "a"), Region(right, "b", priority=1)], 1, 1, SIZE, Edges.SOFT)
+    torch.testing.assert_close(coarse[1:].flatten(), torch.tensor([100, 156], dtype=torch.float64) / 256)
+
+
+def test_weights_divide_what_regions_share() -> None:
+    left, right = PixelBox(0, 0, 150, 128), PixelBox(100, 0, 256, 128)
+    shares = region_shares([Region(left, "a", weight=3), Region(right, "b")], 128, 256, SIZE, Edges.SOFT)
+    assert shares[:, 0, 120].tolist() == [0, 0.75, 0.25]
+    assert shares[:, 0, 99].tolist() == [0, 1, 0]
+    assert shares[:, 0, 150].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("edges", Edges)
+def test_the_order_of_regions_does_not_matter(edges: Edges) -> None:
+    regions = [Region(box, str(i), weight=1 + i, priority=i // 2) for i, box in enumerate(BOXES)]
+    shares = region_shares(regions, 8, 16, SIZE, edges)
+    backwards = region_shares(regions[::-1], 8, 16, SIZE, edges)
+    torch.testing.assert_close(backwards, shares[[0, 3, 2, 1]], rtol=0, atol=1e-15)
+
+
 def test_soft_edges_keep_small_boxes_in_coarse_layers() -> None:
     box = PixelBox(85, 0, 171, 128)  # no position of 64 pixels lies wholly inside
     assert box.coverage(2, 4, SIZE, Edges.HARD).sum() == 0
