@@ -9,75 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixshow.config.load import Section, option
+from mixshow.config.region import RegionOptions
 
 Point = list[float]
-_SHAPES = ("box", "polygon", "mask", "colour", "png")
 _CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
-
-
-@dataclasses.dataclass(frozen=True)
-class RegionOptions(Section):
-    """A part of the picture: one of `box`, `polygon`, `mask`, `colour` and `png`, or a cell of the scene's `layout`."""
-
-    prompt: str = option("what is in the region")
-    box: tuple[float, float, float, float] | None = option(
-        "[left, top, right, bottom]: fractions of the picture when none is above 1, otherwise pixels", None
-    )
-    polygon: list[tuple[float, float]] | None = option(
-        "corners [[x, y], ...]: fractions of the picture when none is above 1, otherwise pixels", None
-    )
-    mask: Path | None = option("a grey picture, white inside; one of another size is stretched over the scene", None)
-    colour: str | None = option("its colour in the picture of 'masks', in quotes: \"#ff0000\"", None)
-    png: str | None = option("a mask in base64, as pictures that mixshow made carry it", None)
-    negative_prompt: str | None = option("what is not; null: the scene's negative prompt", None)
-    base_ratio: float = option("part of the attention that stays with the scene's prompt, 0 to 1", 0.0)
-    feather: float = option(
-        "width of a soft border, half of it outside: pixels, or a fraction of the shorter side when below 1", 0.0
-    )
-    priority: float = option("where regions overlap the higher one is seen", 0.0)
-    weight: float = option("where regions of one priority overlap they share the place by their weights", 1.0)
-
-    @property
-    def shape(self) -> str:
-        """The option its shape is in."""
-        return next((name for name in _SHAPES if getattr(self, name) is not None), "box")
-
-    def problems(self) -> list[str]:
-        found = [*self._box_problems(), *self._polygon_problems()]
-        given = [name for name in _SHAPES if getattr(self, name) is not None]
-        if len(given) > 1:
-            found.append(f"{given[1]}: expected one shape, found {' and '.join(given)}")
-        if not 0 <= self.base_ratio <= 1:
-            found.append(f"base_ratio: expected 0 to 1, found {self.base_ratio}")
-        if not 0 <= self.feather < math.inf:
-            found.append(f"feather: expected 0 or more pixels, found {self.feather}")
-        if not math.isfinite(self.priority):
-            found.append(f"priority: expected a number, found {self.priority}")
-        if not 0 < self.weight < math.inf:
-            found.append(f"weight: expected a number above 0, found {self.weight}")
-        return found
-
-    def _box_problems(self) -> list[str]:
-        if self.box is None:
-            return []
-        left, top, right, bottom = self.box
-        found = []
-        if right <= left or bottom <= top:
-            found.append(f"box: expected left < right and top < bottom, found no area in {list(self.box)}")
-        if max(self.box) > 1 and not all(float(number).is_integer() for number in self.box):
-            found.append(f"box: expected fractions from 0 to 1, or whole numbers of pixels, found {list(self.box)}")
-        if min(self.box) < 0:
-            found.append(f"box: {list(self.box)} is not inside the picture; expected no negative numbers")
-        return found
-
-    def _polygon_problems(self) -> list[str]:
-        if self.polygon is None:
-            return []
-        if len(self.polygon) < 3:
-            return [f"polygon: expected at least 3 corners [x, y], found {len(self.polygon)}"]
-        if not all(math.isfinite(number) for corner in self.polygon for number in corner):
-            return ["polygon: expected numbers, found infinite ones or none"]
-        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +69,18 @@ class SceneOptions(Section):
     size: tuple[int, int] | None = option(
         "[width, height] in pixels; null: the model's native square, without regions and pose", None
     )
+    base_prompt: str | None = option("what regions' base ratios follow; null: the prompt", None)
+    background_prompt: str | None = option("what places that no region covers follow; null: the prompt", None)
+    common_prompt: str | None = option(
+        "put before every region's prompt; with {prompt} in it, around it: 'a drawing of {prompt}, in ink'", None
+    )
     negative_prompt: str = option("what the picture should not show", "")
+    common_negative: str | None = option("put behind every negative prompt, the scene's and the regions'", None)
+    region_schedule: list[tuple[float, float]] = option(
+        "[[from, factor], ...]: from which part of the steps on regions' prompts count by which factor, 0.0 to 1.0; "
+        "the base prompt has the rest",
+        factory=list,
+    )
     pose: PoseOptions | None = option("where people stand and how; null: free", None)
     regions: list[RegionOptions] = option("parts of the picture with their own prompts", factory=list)
     rewrite: str | None = option(
@@ -214,7 +160,7 @@ class SceneOptions(Section):
         if len(sources) > 1:
             found.append(f"{sources[1]}: expected regions from one place, found {' and '.join(sources)}")
         for i, region in enumerate(self.regions):
-            shape = next((name for name in _SHAPES if getattr(region, name) is not None), None)
+            shape = region.shape
             if self.cells and shape:
                 found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
             elif shape is None and not self.cells:
@@ -228,6 +174,20 @@ class SceneOptions(Section):
                 found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
+        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule")
+        found += [
+            f"{name}: expected regions, without which it says nothing; found none"
+            for name in alone
+            if getattr(self, name) and not sources
+        ]
+        starts = [start for start, _ in self.region_schedule]
+        if any(not (0 <= start < 1 and 0 <= factor <= 1) for start, factor in self.region_schedule):
+            found.append(
+                "region_schedule: expected pairs such as [[0.0, 1.0], [0.6, 0.5]] of parts of the steps and factors, "
+                f"found {[list(pair) for pair in self.region_schedule]}"
+            )
+        if len(set(starts)) < len(starts):
+            found.append(f"region_schedule: expected one factor for each part of the steps, found {starts}")
         if self.cells and not self.regions:
             found.append(f"layout: expected regions for the cells of '{self.cells}', found none")
         return found

@@ -10,7 +10,8 @@ from typing import Literal, cast
 
 from PIL import Image, ImageColor
 
-from mixshow.config.scene import RegionOptions, SceneOptions
+from mixshow.config.region import RegionOptions
+from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import MixshowError
 from mixshow.core.progress import log
 from mixshow.sampling.areas import Feathered, Polygon
@@ -22,6 +23,7 @@ from mixshow.sampling.published_regions import parse_regions, read_layout
 from mixshow.sampling.regions import Area, Edges, PixelBox, Region, region_shares
 
 Size = tuple[int, int]
+_OWN = "{prompt}"  # in a common prompt, the place of a region's own
 
 
 def read_regions(options: SceneOptions, problems: list[str]) -> tuple[list[Region], SceneOptions]:
@@ -149,12 +151,30 @@ def _region(entry: RegionOptions, area: Area, options: SceneOptions) -> Region:
     negative = options.negative_prompt if entry.negative_prompt is None else entry.negative_prompt
     return Region(
         area,
-        entry.prompt,
-        negative,
+        _with_common(entry.prompt, options.common_prompt),
+        with_common_negative(negative, options.common_negative),
         entry.base_ratio,
         priority=entry.priority,
         weight=entry.weight,
+        span=(entry.start, entry.end),
+        guidance=entry.guidance,
+        seed_offset=entry.seed_offset,
     )
+
+
+def _with_common(prompt: str, common: str | None) -> str:
+    if common and _OWN in common:
+        return common.replace(_OWN, prompt)
+    return _joined(common, prompt)
+
+
+def with_common_negative(negative: str, common: str | None) -> str:
+    """A negative prompt with what is common to all behind it."""
+    return _joined(negative, common)
+
+
+def _joined(*parts: str | None) -> str:
+    return ", ".join(part for part in parts if part)
 
 
 def _without_files(entry: RegionOptions, size: Size) -> RegionOptions:

@@ -10,7 +10,7 @@ import numpy as np
 from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base
-from mixshow.recipes.regions import read_regions
+from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.openpose import (
     anyone_inside,
@@ -46,10 +46,13 @@ def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, Scene
     scene = Scene(
         prompt=options.prompt,
         size=options.size,
-        negative_prompt=options.negative_prompt,
+        negative_prompt=with_common_negative(options.negative_prompt, options.common_negative),
         regions=tuple(regions),
         pose=guide,
         edges=Edges(options.edges or Edges.HARD),
+        base_prompt=options.base_prompt,
+        background_prompt=options.background_prompt,
+        schedule=tuple(options.region_schedule),
         steps=options.steps,
         guidance=options.guidance,
         scheduler=options.scheduler,

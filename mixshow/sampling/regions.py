@@ -91,9 +91,12 @@ class Region:
 
     Attributes:
         negative_prompt: what guidance leads away from inside the region.
-        base_ratio: part of the attention that stays with the scene's prompt, 0.0 to 1.0.
+        base_ratio: part of the attention that stays with the scene's base prompt, 0.0 to 1.0.
         priority: where regions overlap, only the highest one is.
         weight: where regions of one priority overlap, they divide the place by these.
+        span: part of the steps in which its prompt acts, from 0.0 to 1.0; outside of it the base prompt does.
+        guidance: classifier-free guidance in its area; None: the scene's.
+        seed_offset: its area's start noise is that of the picture's seed plus this.
     """
 
     area: Area
@@ -102,6 +105,9 @@ class Region:
     base_ratio: float = 0.0
     priority: float = 0.0
     weight: float = 1.0
+    span: tuple[float, float] = (0.0, 1.0)
+    guidance: float | None = None
+    seed_offset: int = 0
 
 
 def region_shares(

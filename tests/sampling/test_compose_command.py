@@ -154,6 +154,24 @@ def test_a_colour_the_picture_does_not_have(
     assert "black.png: expected a mask with some white in it, found only black" in capsys.readouterr().err
 
 
+def test_common_prompts_stand_in_every_region(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    written_out = scene | {
+        "regions": [
+            {"box": [0, 0, 0.5, 1], "prompt": "a photo of a boy , rain", "negative_prompt": "red, blue"},
+            {"box": [0.5, 0, 1, 1], "prompt": "a photo of a girl , rain", "negative_prompt": "hat, blue"},
+        ],
+        "negative_prompt": "red, blue",
+    }
+    assert compose(written_out) == 0
+    expected = (tmp_path / "scene.png").rename(tmp_path / "written_out.png")
+    scene["regions"][1]["negative_prompt"] = "hat"
+    common = {"common_prompt": "a photo of {prompt} , rain", "common_negative": "blue", "negative_prompt": "red"}
+    assert compose(scene | common) == 0
+    assert same(expected, tmp_path / "scene.png")
+    assert main(["compose", str(tmp_path / "scene.png")]) == 0
+    assert same(expected, tmp_path / "scene_again.png")
+
+
 def test_rows_and_columns_are_boxes(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
     assert compose(scene, "edges=soft") == 0
     boxes = (tmp_path / "scene.png").rename(tmp_path / "boxes.png")
@@ -178,6 +196,13 @@ def test_rows_and_columns_are_boxes(compose: Callable[..., int], scene: dict, tm
         ({"regions": [{"prompt": "a", "polygon": [[0, 0], [9, 9], [0, 70]]}]}, ["corner [0, 70] is not inside"]),
         ({"regions": [{"prompt": "a", "mask": "nowhere.png"}]}, ["regions[0].mask: nowhere.png: no such picture"]),
         ({"regions": [{"prompt": "a", "colour": "red"}]}, ["regions[0].colour", "in 'masks', found none"]),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1], "start": 0.5, "end": 0.5}]}, ["start, end: expected"]),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1], "guidance": 0.5}]}, ["regions[0].guidance: expected 1"]),
+        ({"region_schedule": [[0, 1.5]]}, ["region_schedule: expected pairs such as"]),
+        ({"region_schedule": [[0, 1], [0, 0.5]]}, ["region_schedule: expected one factor for each part"]),
+        ({"regions": [], "base_prompt": "a", "common_prompt": "b"}, ["base_prompt: expected regions", "common_prom"]),
+        ({"base_prompt": "a <pop1>", "background_prompt": "a <pop2>"}, ["<pop1> is no", "<pop2> is no"]),
+        ({"common_prompt": "a <pop1>", "common_negative": "a <pop2>"}, ["<pop1> is no", "<pop2> is no"]),
         ({"masks": "nowhere.png"}, ["masks: expected regions that name a 'colour'"]),
         ({"layout": "1,2,1"}, ["regions[0].box: expected no shape beside the scene's layout '1,2,1'"]),
         ({"layout": "1,1; 1", "regions": [{"prompt": "a"}]}, ["as many cells as regions (1), found 3"]),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,28 @@ def test_base_ratio_gives_a_part_back_to_the_scene() -> None:
     assert plan.texts == [("scene", ""), ("own", "")]
     assert weights[:, 0, 0].tolist() == [0.25, 0.75]
     assert weights[:, 0, 8].tolist() == [1, 0]
+
+
+def test_base_and_background_have_prompts_of_their_own() -> None:
+    regions = [Region(PixelBox(0, 0, 128, 128), "own", "red", base_ratio=0.25)]
+    plan = RegionPlan(regions, "behind", "no", size=SIZE, base_prompt="whole")
+    assert plan.texts == [("behind", "no"), ("whole", "no"), ("own", "red")]
+    assert plan.base_text == 1
+    assert plan.weights(8, 16)[:, 0, 0].tolist() == [0, 0.25, 0.75]
+    assert plan.weights(8, 16)[:, 0, 8].tolist() == [1, 0, 0]
+
+
+def test_regions_act_in_their_part_of_the_steps() -> None:
+    first = Region(PixelBox(0, 0, 128, 128), "first", base_ratio=0.2, span=(0.0, 0.5))
+    second = Region(PixelBox(128, 0, 256, 128), "second", span=(0.25, 1.0))
+    plan = RegionPlan([first, second], "scene", "", size=SIZE, schedule=[(0.75, 0.5), (0.5, 0.9)])
+    own = []
+    for step in range(8):
+        plan.begin_step(step, 8)
+        weights = plan.weights(8, 16)
+        torch.testing.assert_close(weights.sum(0), torch.ones(8, 16, dtype=torch.float64))
+        own.append([weights[1, 0, 0].item(), weights[2, 0, 15].item()])
+    np.testing.assert_allclose(np.array(own).T, [[0.8] * 4 + [0] * 4, [0, 0, 1, 1, 0.9, 0.9, 0.5, 0.5]], atol=1e-12)
 
 
 def test_boxes_in_fractions_pixels_and_the_published_order() -> None:
