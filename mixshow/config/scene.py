@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from mixshow.config.load import Section, option
 from mixshow.config.region import RegionOptions
+from mixshow.config.seeds import parse_seeds
+from mixshow.core.errors import MixshowError
 
 Point = list[float]
 _CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
@@ -97,7 +99,7 @@ class SceneOptions(Section):
         "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
         None,
     )
-    seeds: list[int] = option("one picture per seed", factory=lambda: [0])
+    seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
     batch_size: int = option("pictures denoised together; more need more memory", 1)
     steps: int = option("denoising steps", 25)
     guidance: float = option("classifier-free guidance; 1: none", 7.5)
@@ -106,6 +108,15 @@ class SceneOptions(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("number type of the UNet's arithmetic", "auto")
     device: str = option("'auto', 'cpu', 'cuda', 'cuda:1', ...", "auto")
     grid: bool = option("with several seeds also write NAME_grid.png", False)
+
+    @property
+    def seed_list(self) -> list[int]:
+        """`seeds`, each by itself.
+
+        Raises:
+            MixshowError: not numbers and ranges.
+        """
+        return parse_seeds(self.seeds)
 
     @property
     def cells(self) -> str | None:
@@ -133,10 +144,7 @@ class SceneOptions(Section):
             )
         if self.size is not None and min(self.size) <= 0:
             found.append(f"size: expected [width, height] in pixels, found {list(self.size)}")
-        if not self.seeds:
-            found.append("seeds: expected at least one, found none")
-        if len(set(self.seeds)) < len(self.seeds):
-            found.append(f"seeds: expected different ones, found {self.seeds}")
+        found += self._seed_problems()
         found += [
             f"{name}: expected 1 or more, found {value}"
             for name, value in (
@@ -149,6 +157,17 @@ class SceneOptions(Section):
         if self.output.suffix.lower() != ".png":
             found.append(f"output: expected a .png file, found '{self.output}'")
         return found
+
+    def _seed_problems(self) -> list[str]:
+        try:
+            seeds = self.seed_list
+        except MixshowError as error:
+            return [f"seeds: {error}"]
+        if not seeds:
+            return ["seeds: expected at least one, found none"]
+        if len(set(seeds)) < len(seeds):
+            return [f"seeds: expected different ones, found {seeds}"]
+        return []
 
     def _region_sources(self) -> list[str]:
         given = {"regions": self.regions, "rewrite": self.rewrite, "layout": self.layout_file}

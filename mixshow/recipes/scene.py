@@ -9,7 +9,7 @@ import numpy as np
 
 from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
-from mixshow.models import Base
+from mixshow.models import Base, ConceptVocabulary
 from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.openpose import (
@@ -68,15 +68,26 @@ def check_scene(scene: Scene, base: Base, source: str) -> None:
     Raises:
         OptionsError: sizes that do not fit and concept tokens it does not know, together.
     """
+    problems = scene_problems(scene, base.topology.size_multiple, base.vocabulary, base.source)
+    if problems:
+        raise OptionsError(source, problems)
+
+
+def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabulary, model: str) -> list[str]:
+    """Sizes that do not fit a base and concept tokens it does not know.
+
+    Args:
+        multiple: what sides must be multiples of; None: not known.
+        model: the base's name, for messages.
+    """
     names = ("size, width", "size, height")
-    multiple = base.topology.size_multiple
-    problems = [side_problem(name, side, multiple) for name, side in zip(names, scene.size or ())]
-    known = base.vocabulary.tokens
-    unknown = dict.fromkeys(word for prompt in scene.prompts for word in base.vocabulary.unknown_in(prompt))
+    sides = zip(names, scene.size or ()) if multiple is not None else ()
+    problems = [side_problem(name, side, multiple or 1) for name, side in sides]
+    known = vocabulary.tokens
+    unknown = dict.fromkeys(word for prompt in scene.prompts for word in vocabulary.unknown_in(prompt))
     listed = ", ".join(known) if known else "none; fuse concepts into the model, or name concept files in 'concepts'"
-    problems += [f"{word} is no concept token of model '{base.source}'; known: {listed}" for word in unknown]
-    if any(problems):
-        raise OptionsError(source, [problem for problem in problems if problem])
+    problems += [f"{word} is no concept token of model '{model}'; known: {listed}" for word in unknown]
+    return [problem for problem in problems if problem]
 
 
 def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | None, SceneOptions]:

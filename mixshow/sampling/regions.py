@@ -147,10 +147,10 @@ def _divided(regions: Sequence[Region], rows: int, columns: int, size: tuple[int
         level = [i for i, region in enumerate(regions) if region.priority == priority]
         covered = torch.stack([regions[i].area.coverage(rows, columns, size, edges) for i in level])
         weighted = covered * torch.tensor([regions[i].weight for i in level], dtype=torch.float64)[:, None, None]
-        together = covered.sum(0).clamp(max=1)
+        together = torch.minimum(covered.sum(0), left)
         divisor = torch.where(together > 0, weighted.sum(0), 1)
-        shares[[1 + i for i in level]] = left * weighted * (together / divisor)
-        left = left * (1 - together)
+        shares[[1 + i for i in level]] = weighted * (together / divisor)
+        left = left - together
     shares[0] = left
     return shares
 

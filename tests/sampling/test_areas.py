@@ -85,9 +85,11 @@ def test_nothing_vanishes_in_the_coarsest_layer(area: Area) -> None:
     assert (shares.flatten(1).amax(1) > 0).all()
 
 
-def test_rounding_errors_are_no_shares() -> None:
+@pytest.mark.parametrize("priority", [0, 1])
+def test_rounding_errors_are_no_shares(priority: float) -> None:
     """Feathers that sum to one leave nothing to the background, not even 1e-16 of it."""
-    halves = [Region(Feathered(PixelBox(*box), 7.3), "a") for box in ((0, 0, 47, 64), (47, 0, 96, 64))]
+    areas = [Feathered(PixelBox(*box), 7.3) for box in ((0, 0, 47, 64), (47, 0, 96, 64))]
+    halves = [Region(areas[0], "a", priority=priority), Region(areas[1], "b")]
     shares = region_shares(halves, 8, 12, SIZE, Edges.SOFT)
     assert (shares[0] == 0).all()
     assert (shares[1, :, -3:] == 0).all()

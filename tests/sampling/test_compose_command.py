@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from mixshow.cli.main import main
-from mixshow.cli.sample import parse_network, parse_seeds
+from mixshow.cli.sample import parse_network
+from mixshow.config.seeds import parse_seeds
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import write_safetensors
 from mixshow.core.seeding import derived_seed
@@ -365,8 +366,72 @@ def test_networks_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parse_network("b=best.safetensors") == {"file": "b=best.safetensors"}
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model is an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("mixshow.recipes.compose.load_base", fail)
+    monkeypatch.setattr("mixshow.recipes.compose.load_adapter", fail)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_scene_is_checked_without_its_model(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert compose(scene, "--check") == 0
+    assert "nothing found to be wrong" in capsys.readouterr().err
+    scene |= {"size": [100, 64], "prompt": "a <pop1>"}
+    assert compose(scene, "--check") == 2
+    said = capsys.readouterr().err
+    assert "width: expected a multiple of 64" in said and "<pop1> is no concept token" in said
+    wrong = {"device": "abacus", "scheduler": "DDIM", "scheduler_options": {"eta_max": 1}, "concepts": ["lost.pth"]}
+    assert compose(scene | wrong, "--check") == 2
+    said = capsys.readouterr().err
+    assert "device: expected" in said and "'eta_max'" in said and "concepts[0]: lost.pth" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.yml"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_concept_tokens_are_checked_without_the_model(
+    tiny: Base, compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
+    scene |= {"concepts": [str(tmp_path / "pip.safetensors")], "prompt": "a <pip1> <pip2>"}
+    assert compose(scene, "--check") == 0
+    assert compose(scene, "--check", "prompt=a <pip3>") == 2
+    assert "<pip3> is no concept token of model" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_preview_needs_no_model(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    scene["model"] = "./nowhere"
+    assert compose(scene, "--preview") == 0
+    assert Image.open(tmp_path / "scene_preview.png").width == 512
+    assert compose({"prompt": "a boy", "output": scene["output"]}, "--preview") == 2
+    assert "found nothing to preview" in capsys.readouterr().err
+    scene["regions"][0]["box"] = [0, 0, 900, 9]
+    assert compose(scene, "--preview") == 2
+    assert "regions[0].box" in capsys.readouterr().err
+
+
+def test_seed_ranges_make_a_picture_each(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    assert compose(scene, "seeds=2-4", "steps=1") == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"scene_seed{seed}.png" for seed in (2, 3, 4)]
+    assert compose(scene | {"seeds": [7, "9-9"]}, "steps=1") == 0
+    assert read_about(tmp_path / "scene_seed9.png")["scene"]["seeds"] == [9]
+    assert compose(scene, "seeds=4-2") == 2
+    assert compose(scene, "seeds=[1,1]") == 2
+
+
 def test_seed_lists() -> None:
     assert parse_seeds("1, 5,7-9") == [1, 5, 7, 8, 9]
+    assert parse_seeds(3) == [3]
+    assert parse_seeds([4, "0-2"]) == [4, 0, 1, 2]
     with pytest.raises(MixshowError):
         parse_seeds("5-3")
 
@@ -384,7 +449,7 @@ def test_every_options_file_runs(
     tiny: Base, tiny_folder: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(OPTIONS.glob("*.yml"))
-    assert len(files) == 2
+    assert len(files) == 3
     (tmp_path / "options").symlink_to(OPTIONS.parent)
     (tmp_path / "data" / "poses").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

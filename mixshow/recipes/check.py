@@ -1,0 +1,90 @@
+"""Everything about a scene that can be checked before its model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+from mixshow.config.scene import SceneOptions
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.edlora.concept import Concept
+from mixshow.formats import read_concept
+from mixshow.models.base import source_problem
+from mixshow.models.device import device_named
+from mixshow.models.glance import glance_at
+from mixshow.models.schedule import scheduler_class
+from mixshow.recipes.networks import missing_networks
+from mixshow.recipes.scene import read_scene, scene_problems
+from mixshow.sampling.conditions import adapter_problem
+from mixshow.sampling.scene import Scene
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedScene:
+    """A scene in which nothing was found to be wrong.
+
+    Attributes:
+        options: hold all of it: they name no files of regions or poses any more.
+        concepts: those that are attached to its model.
+    """
+
+    scene: Scene
+    options: SceneOptions
+    concepts: list[Concept]
+
+
+def check_options(options: SceneOptions, source: str) -> CheckedScene:
+    """Read what the options name, and look for all that is wrong; loads no weights of models.
+
+    Whether concepts and networks fit the model's layers shows when it is loaded.
+
+    Args:
+        source: where the options came from, for messages.
+
+    Raises:
+        OptionsError: everything that is wrong with the scene.
+    """
+    problems: list[str] = []
+    scene, resolved = read_scene(options, problems)
+    concepts = [
+        concept
+        for i, path in enumerate(options.concepts)
+        if (concept := _tried(lambda path=path: read_concept(path), f"concepts[{i}]: ", problems)) is not None  # type: ignore[misc]
+    ]
+    problems += [*_missing_models(options), *missing_networks(options.networks)]
+    _tried(lambda: device_named(options.device), "", problems)
+    _tried(lambda: scheduler_class(options.scheduler, options.scheduler_options), "", problems)
+    if not problems:
+        _tried(lambda: _fit(scene, options, concepts, problems), "", problems)
+    if problems:
+        raise OptionsError(source, problems)
+    return CheckedScene(scene, resolved, concepts)
+
+
+def _fit(scene: Scene, options: SceneOptions, concepts: list[Concept], problems: list[str]) -> None:
+    """Whether size and concept tokens are such as the model has."""
+    found = glance_at(options.model, vae=options.vae)
+    tokens = [token for concept in concepts for token in concept.embeddings]
+    vocabulary = found.vocabulary.extended(tokens, 0, 0)
+    problems += scene_problems(scene, found.size_multiple, vocabulary, options.model)
+
+
+def _tried(read: Callable[[], T], where: str, problems: list[str]) -> T | None:
+    """What `read` returns; None, and one more problem, when it cannot."""
+    try:
+        return read()
+    except MixshowError as error:
+        problems.append(f"{where}{error}")
+        return None
+
+
+def _missing_models(options: SceneOptions) -> list[str]:
+    found = {"model": source_problem(options.model)}
+    if options.vae is not None:
+        found["vae"] = source_problem(options.vae)
+    if options.pose is not None:
+        found["pose.adapter"] = adapter_problem(options.pose.adapter)
+    return [f"{name}: {problem}" for name, problem in found.items() if problem]
