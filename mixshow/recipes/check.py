@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Iterator
 
 from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
@@ -18,8 +18,6 @@ from mixshow.recipes.networks import missing_networks
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
 from mixshow.sampling.scene import Scene
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,36 +47,37 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     """
     problems: list[str] = []
     scene, resolved = read_scene(options, problems)
-    concepts = [
-        concept
-        for i, path in enumerate(options.concepts)
-        if (concept := _tried(lambda path=path: read_concept(path), f"concepts[{i}]: ", problems)) is not None  # type: ignore[misc]
-    ]
+    concepts = []
+    for i, path in enumerate(options.concepts):
+        with _noting(problems, f"concepts[{i}]: "):
+            concepts.append(read_concept(path))
     problems += [*_missing_models(options), *missing_networks(options.networks)]
-    _tried(lambda: device_named(options.device), "", problems)
-    _tried(lambda: scheduler_class(options.scheduler, options.scheduler_options), "", problems)
+    with _noting(problems):
+        device_named(options.device)
+    with _noting(problems):
+        scheduler_class(options.scheduler, options.scheduler_options)
     if not problems:
-        _tried(lambda: _fit(scene, options, concepts, problems), "", problems)
+        with _noting(problems):
+            problems += _misfits(scene, options, concepts)
     if problems:
         raise OptionsError(source, problems)
     return CheckedScene(scene, resolved, concepts)
 
 
-def _fit(scene: Scene, options: SceneOptions, concepts: list[Concept], problems: list[str]) -> None:
-    """Whether size and concept tokens are such as the model has."""
+def _misfits(scene: Scene, options: SceneOptions, concepts: list[Concept]) -> list[str]:
+    """Sizes and concept tokens that the model does not have."""
     found = glance_at(options.model, vae=options.vae)
     tokens = [token for concept in concepts for token in concept.embeddings]
-    vocabulary = found.vocabulary.extended(tokens, 0, 0)
-    problems += scene_problems(scene, found.size_multiple, vocabulary, options.model)
+    return scene_problems(scene, found.size_multiple, found.vocabulary.extended(tokens, 0, 0), options.model)
 
 
-def _tried(read: Callable[[], T], where: str, problems: list[str]) -> T | None:
-    """What `read` returns; None, and one more problem, when it cannot."""
+@contextlib.contextmanager
+def _noting(problems: list[str], where: str = "") -> Iterator[None]:
+    """Add what is wrong to `problems` instead of raising it."""
     try:
-        return read()
+        yield
     except MixshowError as error:
         problems.append(f"{where}{error}")
-        return None
 
 
 def _missing_models(options: SceneOptions) -> list[str]:
