@@ -98,7 +98,9 @@ class RegionPlan:
         self._schedule = sorted(schedule)
         self._strengths = (1.0,) * len(regions)  # of regions' own prompts at the step that is computed
         self._routings: dict[tuple[int, torch.device, tuple[float, ...]], _Routing] = {}
-        self._of_pixels: Tensor | None = None  # shares of single pixels, which all resolutions are means of
+        self._maps: dict[
+            tuple[int, int], Tensor
+        ] = {}  # soft shares of single pixels and of each resolution's positions
 
     def begin_step(self, step: int, steps: int) -> None:
         """Weigh the texts as at step `step` of `steps`; before the first call all regions act."""
@@ -129,9 +131,14 @@ class RegionPlan:
         """The share each region has of each position; see `region_shares`."""
         if self.edges is Edges.HARD or not self.regions:
             return region_shares(self.regions, rows, columns, self.size, self.edges)
-        if self._of_pixels is None:
-            self._of_pixels = region_shares(self.regions, self.size[1], self.size[0], self.size, self.edges)
-        return averaged_shares(self._of_pixels, rows, columns)
+        if (rows, columns) not in self._maps:
+            pixels = (self.size[1], self.size[0])
+            if not self._maps:
+                self._maps[pixels] = region_shares(self.regions, *pixels, self.size, self.edges)
+            finer = [shares for grid, shares in self._maps.items() if not (grid[0] % rows or grid[1] % columns)]
+            source = min(finer, key=Tensor.numel, default=self._maps[pixels])
+            self._maps[rows, columns] = averaged_shares(source, rows, columns)
+        return self._maps[rows, columns]
 
     def routing(self, positions: int, device: torch.device) -> _Routing:
         """The routing of the layers that have so many positions, at this step."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixshow.sampling.areas import Feathered
 from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.regions import Edges, PixelBox, Region, region_shares
 
@@ -75,6 +76,15 @@ def test_soft_edges_keep_small_boxes_in_coarse_layers() -> None:
     assert box.coverage(2, 4, SIZE, Edges.HARD).sum() == 0
     area = box.coverage(2, 4, SIZE, Edges.SOFT).sum() / 8
     assert float(area) == pytest.approx(86 / 256)
+
+
+def test_a_plan_s_shares_are_the_means_of_pixels_at_every_resolution() -> None:
+    regions = [Region(Feathered(box, 9.5), "a", priority=i) for i, box in enumerate(BOXES)]
+    plan = RegionPlan(regions, "scene", "", size=SIZE, edges=Edges.SOFT)
+    for grid in [(8, 16), *GRIDS, (5, 9), (128, 256)]:
+        expected = region_shares(regions, *grid, SIZE, Edges.SOFT)
+        torch.testing.assert_close(plan.shares(*grid), expected, rtol=0, atol=1e-12)
+        assert plan.shares(*grid) is plan.shares(*grid)
 
 
 def test_base_ratio_gives_a_part_back_to_the_scene() -> None:
