@@ -15,7 +15,8 @@ _SHAPES = ("box", "polygon", "mask", "colour", "png")
 class RegionOptions(Section):
     """A part of the picture: one of `box`, `polygon`, `mask`, `colour` and `png`, or a cell of the scene's `layout`."""
 
-    prompt: str = option("what is in the region")
+    prompt: str = option("what is in the region; {concept} stands for the tokens of 'concept'")
+    concept: str | None = option("name of a concept: pip, of <pip1> <pip2>", None)
     box: tuple[float, float, float, float] | None = option(
         "[left, top, right, bottom]: fractions of the picture when none is above 1, otherwise pixels", None
     )

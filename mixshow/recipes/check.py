@@ -45,30 +45,30 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems: list[str] = []
-    scene, resolved = read_scene(options, problems)
+    problems = [*_missing_models(options), *missing_networks(options.networks)]
+    found = None
+    if not problems:
+        with _noting(problems):
+            found = glance_at(options.model, vae=options.vae)
     concepts = []
     for i, path in enumerate(options.concepts):
         with _noting(problems, f"concepts[{i}]: "):
             concepts.append(read_concept(path))
-    problems += [*_missing_models(options), *missing_networks(options.networks)]
+            if found is not None:
+                found = dataclasses.replace(
+                    found, vocabulary=found.vocabulary.extended(concepts[-1].embeddings, layers=0, first_id=0)
+                )
+    known = None if problems or found is None else found.vocabulary.concepts
+    scene, resolved = read_scene(options, problems, known)
     with _noting(problems):
         device_named(options.device)
     with _noting(problems):
         scheduler_class(options.scheduler, options.scheduler_options)
-    if not problems:
-        with _noting(problems):
-            problems += _misfits(scene, options, concepts)
+    if found is not None and not problems:
+        problems += scene_problems(scene, found.size_multiple, found.vocabulary, options.model)
     if problems:
         raise OptionsError(source, problems)
     return CheckedScene(scene, resolved, concepts)
-
-
-def _misfits(scene: Scene, options: SceneOptions, concepts: list[Concept]) -> list[str]:
-    """Sizes and concept tokens that the model does not have."""
-    found = glance_at(options.model, vae=options.vae)
-    tokens = [token for concept in concepts for token in concept.embeddings]
-    return scene_problems(scene, found.size_multiple, found.vocabulary.extended(tokens, 0, 0), options.model)
 
 
 @contextlib.contextmanager

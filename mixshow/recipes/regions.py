@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal, cast
@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 
 from mixshow.config.region import RegionOptions
 from mixshow.config.scene import SceneOptions
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.core.progress import log
 from mixshow.sampling.areas import Feathered, Polygon
 from mixshow.sampling.cells import parse_cells
@@ -23,13 +23,18 @@ from mixshow.sampling.published_regions import parse_regions, read_layout
 from mixshow.sampling.regions import Area, Edges, PixelBox, Region, region_shares
 
 Size = tuple[int, int]
+_CONCEPT = "{concept}"  # in a region's prompts, the place of its concept's tokens
 _OWN = "{prompt}"  # in a common prompt, the place of a region's own
 
 
-def read_regions(options: SceneOptions, problems: list[str]) -> tuple[list[Region], SceneOptions]:
+def read_regions(
+    options: SceneOptions, problems: list[str], concepts: Mapping[str, str] | None = None
+) -> tuple[list[Region], SceneOptions]:
     """Read the regions from wherever the options have them.
 
     Args:
+        concepts: the tokens of each concept that the model knows, for `{concept}` in prompts; None: the model is not
+            known, concepts are left as their names.
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
@@ -53,7 +58,11 @@ def read_regions(options: SceneOptions, problems: list[str]) -> tuple[list[Regio
         if problem:
             problems.append(f"{source}[{i}].{entry.shape}: {problem}")
             continue
-        regions.append(_region(entry, area, options))
+        region = _region(entry, area, options)
+        try:
+            regions.append(_with_concept(region, entry.concept, concepts))
+        except MixshowError as error:
+            problems.append(f"{source}[{i}].{error}")
     if len(regions) == len(listed):
         problems += [f"{source}[{i}]{problem}" for i, problem in _hidden(regions, options.size)]
         _say_overlaps(regions, options.size, source)
@@ -159,6 +168,25 @@ def _region(entry: RegionOptions, area: Area, options: SceneOptions) -> Region:
         span=(entry.start, entry.end),
         guidance=entry.guidance,
         seed_offset=entry.seed_offset,
+    )
+
+
+def _with_concept(region: Region, name: str | None, concepts: Mapping[str, str] | None) -> Region:
+    """The region with a concept's tokens where its prompts have `{concept}`."""
+    used = _CONCEPT in region.prompt or _CONCEPT in region.negative_prompt
+    if name is None:
+        if used:
+            raise MixshowError(f"concept: expected the name of a concept for {_CONCEPT} in the prompt, found none")
+        return region
+    if not used:
+        raise MixshowError(f"prompt: expected {_CONCEPT}, where the tokens of '{name}' stand; found none")
+    if concepts is not None and name not in concepts:
+        raise MixshowError(f"concept: the model knows no '{name}'{did_you_mean(name, concepts) or '; it has none'}")
+    tokens = name if concepts is None else concepts[name]
+    return dataclasses.replace(
+        region,
+        prompt=region.prompt.replace(_CONCEPT, tokens),
+        negative_prompt=region.negative_prompt.replace(_CONCEPT, tokens),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,19 @@ from mixshow.sampling.regions import Edges
 from mixshow.sampling.scene import PoseGuide, Scene
 
 
-def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, SceneOptions]:
+def read_scene(
+    options: SceneOptions, problems: list[str], concepts: Mapping[str, str] | None = None
+) -> tuple[Scene, SceneOptions]:
     """Read poses and regions; nothing slow is loaded.
 
     Args:
+        concepts: see `read_regions`.
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
         The scene, and options that hold all of it: they name no files of poses or regions any more.
     """
-    regions, options = read_regions(options, problems)
+    regions, options = read_regions(options, problems, concepts)
     guide = None
     if options.size is not None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,6 +172,32 @@ def test_common_prompts_stand_in_every_region(compose: Callable[..., int], scene
     assert same(expected, tmp_path / "scene.png")
     assert main(["compose", str(tmp_path / "scene.png")]) == 0
     assert same(expected, tmp_path / "scene_again.png")
+
+
+def test_a_region_names_its_concept(
+    tiny: Base, compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
+    scene["concepts"] = [str(tmp_path / "pip.safetensors")]
+    scene["regions"][0]["prompt"] = "a photo of <pip1> <pip2>"
+    assert compose(scene) == 0
+    expected = (tmp_path / "scene.png").rename(tmp_path / "written_out.png")
+    scene["regions"][0] |= {"prompt": "a photo of {concept}", "concept": "pip"}
+    assert compose(scene) == 0
+    assert same(expected, tmp_path / "scene.png")
+    assert main(["compose", str(tmp_path / "scene.png")]) == 0
+    assert same(expected, tmp_path / "scene_again.png")
+    assert compose(scene, "--preview", "model=./nowhere") == 0
+    for change, message in (
+        ({"concept": "pop"}, "regions[0].concept: the model knows no 'pop'; did you mean 'pip'?"),
+        ({"concept": None}, "regions[0].concept: expected the name of a concept for {concept}"),
+        ({"prompt": "a boy"}, "regions[0].prompt: expected {concept}, where the tokens of 'pip' stand"),
+    ):
+        regions = [scene["regions"][0] | change, scene["regions"][1]]
+        assert compose(scene | {"regions": regions}, "--check") == 2
+        assert message in capsys.readouterr().err
+    assert compose(scene | {"concepts": []}, "--check") == 2
+    assert "regions[0].concept: the model knows no 'pip'; it has none" in capsys.readouterr().err
 
 
 def test_rows_and_columns_are_boxes(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
@@ -456,7 +483,7 @@ def test_every_options_file_runs(
     for file in files:
         options = yaml.safe_load(file.read_text())
         Image.new("RGB", options["size"], "white").save(tmp_path / "data" / "poses" / "three.png")
-        names = [region["prompt"].split("<")[1].split("1>")[0] for region in options["regions"]]
+        names = [region.get("concept") or re.findall(r"<(\w+)1>", region["prompt"])[0] for region in options["regions"]]
         concepts = []
         for name in names:
             concepts.append(tmp_path / f"{name}.safetensors")
