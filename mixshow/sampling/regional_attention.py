@@ -5,9 +5,9 @@ For regions with shares m_r of a position (see `region_shares`) and base ratios 
     out = sum_r m_r [(1 - b_r) A(q, K_r, V_r) + b_r A(q, K_base, V_base)]
           + (1 - sum_r m_r) A(q, K_background, V_background)
 
-where a region that does not act at a step has b_r = 1,
-which is a weighted sum of attentions to distinct texts. Only the positions a text has weight at are computed, for all
-texts in one call; hard boxes therefore cost little more than one prompt. The idea is Mix-of-Show's (arXiv 2305.18292).
+which is a weighted sum of attentions to distinct texts; at a step where a region acts only in part, by a factor f, its
+(1 - b_r) is f (1 - b_r). Only the positions a text has weight at are computed, for all texts in one call; hard boxes
+therefore cost little more than one prompt. The idea is Mix-of-Show's (arXiv 2305.18292).
 """
 
 from __future__ import annotations
