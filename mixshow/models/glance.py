@@ -9,9 +9,11 @@ from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from mixshow.core.errors import MixshowError
 from mixshow.core.files import holds_pickle, read_safetensors_shapes
 from mixshow.models.base import explained, place_of, read_vocabulary
-from mixshow.models.checkpoint_shapes import family_of, unet_config, vae_config
+from mixshow.models.checkpoint_shapes import family_of, naming_what_is_missing, unet_config, vae_config
+from mixshow.models.kinds import kind_problem
 from mixshow.models.topology import size_multiple
 from mixshow.models.vocabulary import ConceptVocabulary
 
@@ -37,11 +39,13 @@ def glance_at(source: str | Path, *, vae: str | Path | None = None) -> Glance:
         vae: as for `load_base`.
 
     Raises:
-        MixshowError: there is no such base, or its configurations cannot be read.
+        MixshowError: there is no such base, it is of a kind that is not supported, or cannot be read.
     """
     place = place_of(source)
     vocabulary = read_vocabulary(place)
     unet, autoencoder = _configurations(place, str(source))
+    if unet is not None and (problem := kind_problem(unet)):
+        raise MixshowError(f"base '{source}': {problem}")
     if vae is not None:
         autoencoder = _configurations(place_of(vae), str(vae), unet=False)[1]
     multiple = None
@@ -66,4 +70,5 @@ def _configurations(place: str, source: str, *, unet: bool = True) -> tuple[_Con
             return None, None
         shapes = read_safetensors_shapes(place)
         family = family_of(shapes, source)
-        return unet_config(shapes, family), vae_config(shapes, family)
+        with naming_what_is_missing(source, family):
+            return unet_config(shapes, family), vae_config(shapes, family)

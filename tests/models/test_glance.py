@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mixshow.core.errors import MixshowError
-from mixshow.core.files import write_json
+from mixshow.core.files import read_json, write_json
 from mixshow.models import Base, save_base
 from mixshow.models.base import CONCEPT_CONFIG
 from mixshow.models.glance import glance_at
@@ -28,6 +28,14 @@ def test_a_fused_model_s_tokens_and_missing_autoencoder(tiny_folder: Path, tmp_p
     assert glance_at(fused).vocabulary.tokens == ("<a1>",)
     assert glance_at(fused).size_multiple is None
     assert glance_at(fused, vae=tiny_folder).size_multiple == glance_at(tiny_folder).size_multiple
+
+
+def test_an_inpainting_model(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "inpainting")
+    configuration = folder / "unet" / "config.json"
+    write_json(configuration, read_json(configuration) | {"in_channels": 9})
+    with pytest.raises(MixshowError, match="reads 9 channels"):
+        glance_at(folder)
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
