@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
 from mixshow.core.errors import MixshowError
-
-_SEEDS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +51,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Sample."""
     from mixshow.config.load import load
     from mixshow.config.scene import SceneOptions
+    from mixshow.config.seeds import parse_seeds
     from mixshow.recipes.compose import compose_options
 
+    try:
+        seeds = parse_seeds(arguments.seeds)
+    except MixshowError as error:
+        raise MixshowError(f"--seeds: {error}") from error
     values = {
         "prompt": arguments.prompt,
         "model": arguments.model,
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         "networks": [parse_network(text) for text in arguments.network],
         "merge_networks": arguments.merge,
         "negative_prompt": arguments.negative,
-        "seeds": parse_seeds(arguments.seeds),
+        "seeds": seeds,
         "output": arguments.out,
         "grid": True,
     }
@@ -89,18 +91,3 @@ def parse_network(text: str) -> dict[str, Any]:
             f"--network: expected FILE or FILE=STRENGTH such as style.safetensors=0.8, found '{text}', where "
             f"'{strength}' is no number"
         ) from None
-
-
-def parse_seeds(text: str) -> list[int]:
-    """The seeds of `"0-3"` or `"1,5,7-9"`.
-
-    Raises:
-        MixshowError: not of that form; names the part.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        match = _SEEDS.fullmatch(part.strip())
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise MixshowError(f"--seeds: expected numbers and ranges such as 0-3 or 1,5,7, found '{part}'")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return seeds

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from mixshow.config.load import Section, option
+from mixshow.config.region import RegionOptions
+from mixshow.config.seeds import parse_seeds
+from mixshow.core.errors import MixshowError
 
 Point = list[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class RegionOptions(Section):
-    box: tuple[float, float, float, float] = option(
-        "[left, top, right, bottom]: fractions of the picture when none is above 1, otherwise pixels"
-    )
-    prompt: str = option("what is in the region")
-    negative_prompt: str | None = option("what is not; null: the scene's negative prompt", None)
-    base_ratio: float = option("part of the attention that stays with the scene's prompt, 0 to 1", 0.0)
-
-    def problems(self) -> list[str]:
-        left, top, right, bottom = self.box
-        found = []
-        if right <= left or bottom <= top:
-            found.append(f"box: expected left < right and top < bottom, found no area in {list(self.box)}")
-        if max(self.box) > 1 and not all(float(number).is_integer() for number in self.box):
-            found.append(f"box: expected fractions from 0 to 1, or whole numbers of pixels, found {list(self.box)}")
-        if min(self.box) < 0:
-            found.append(f"box: {list(self.box)} is not inside the picture; expected no negative numbers")
-        if not 0 <= self.base_ratio <= 1:
-            found.append(f"base_ratio: expected 0 to 1, found {self.base_ratio}")
-        return found
+_CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +71,35 @@ class SceneOptions(Section):
     size: tuple[int, int] | None = option(
         "[width, height] in pixels; null: the model's native square, without regions and pose", None
     )
+    base_prompt: str | None = option("what regions' base ratios follow; null: the prompt", None)
+    background_prompt: str | None = option("what places that no region covers follow; null: the prompt", None)
+    common_prompt: str | None = option(
+        "put before every region's prompt; with {prompt} in it, around it: 'a drawing of {prompt}, in ink'", None
+    )
     negative_prompt: str = option("what the picture should not show", "")
+    common_negative: str | None = option("put behind every negative prompt, the scene's and the regions'", None)
+    region_schedule: list[tuple[float, float]] = option(
+        "[[from, factor], ...]: from which part of the steps on regions' prompts count by which factor, 0.0 to 1.0; "
+        "the base prompt has the rest",
+        factory=list,
+    )
     pose: PoseOptions | None = option("where people stand and how; null: free", None)
     regions: list[RegionOptions] = option("parts of the picture with their own prompts", factory=list)
     rewrite: str | None = option(
         "regions as Mix-of-Show writes them: [prompt]-*-[negative]-*-[top, left, bottom, right]|...", None
     )
-    layout: Path | None = option(
-        "regions from a layout file of Mix-of-Show (box1='[top, left, bottom, right]' ...)", None
+    layout: str | None = option(
+        "rows and columns for the regions, such as '1,2,1; 1' or '2: 1,1; 1' (a row twice as high); or a layout file "
+        "of Mix-of-Show (box1='[top, left, bottom, right]' ...), which has regions of its own",
+        None,
     )
-    edges: Literal["hard", "soft"] = option(
-        "how a box ends in coarse layers: only positions wholly inside, or by the share that is inside",
-        "hard",
+    masks: Path | None = option("a colour-coded picture of all regions that name a 'colour'", None)
+    edges: Literal["hard", "soft"] | None = option(
+        "how a region ends in coarse layers: only positions wholly inside (hard, as published), or by the share that "
+        "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
+        None,
     )
-    seeds: list[int] = option("one picture per seed", factory=lambda: [0])
+    seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
     batch_size: int = option("pictures denoised together; more need more memory", 1)
     steps: int = option("denoising steps", 25)
     guidance: float = option("classifier-free guidance; 1: none", 7.5)
@@ -112,11 +109,33 @@ class SceneOptions(Section):
     device: str = option("'auto', 'cpu', 'cuda', 'cuda:1', ...", "auto")
     grid: bool = option("with several seeds also write NAME_grid.png", False)
 
+    @property
+    def seed_list(self) -> list[int]:
+        """`seeds`, each by itself.
+
+        Raises:
+            MixshowError: not numbers and ranges.
+        """
+        return parse_seeds(self.seeds)
+
+    @property
+    def cells(self) -> str | None:
+        """`layout`, when it is rows and columns."""
+        return self.layout if self.layout and _CELLS.fullmatch(self.layout) else None
+
+    @property
+    def layout_file(self) -> Path | None:
+        """`layout`, when it is a file."""
+        return Path(self.layout).expanduser() if self.layout and not self.cells else None
+
+    @property
+    def region_source(self) -> str:
+        """The option its regions are in."""
+        return "rewrite" if self.rewrite else "layout" if self.layout_file else "regions"
+
     def problems(self) -> list[str]:
-        found = []
-        sources = [name for name in ("regions", "rewrite", "layout") if getattr(self, name)]
-        if len(sources) > 1:
-            found.append(f"{sources[1]}: expected regions from one place, found {' and '.join(sources)}")
+        found = self._region_problems()
+        sources = self._region_sources()
         if self.strengths is not None and len(self.strengths) != len(self.concepts):
             found.append(f"strengths: expected one per concept ({len(self.concepts)}), found {len(self.strengths)}")
         if self.size is None and (sources or self.pose):
@@ -125,10 +144,7 @@ class SceneOptions(Section):
             )
         if self.size is not None and min(self.size) <= 0:
             found.append(f"size: expected [width, height] in pixels, found {list(self.size)}")
-        if not self.seeds:
-            found.append("seeds: expected at least one, found none")
-        if len(set(self.seeds)) < len(self.seeds):
-            found.append(f"seeds: expected different ones, found {self.seeds}")
+        found += self._seed_problems()
         found += [
             f"{name}: expected 1 or more, found {value}"
             for name, value in (
@@ -140,4 +156,57 @@ class SceneOptions(Section):
         ]
         if self.output.suffix.lower() != ".png":
             found.append(f"output: expected a .png file, found '{self.output}'")
+        return found
+
+    def _seed_problems(self) -> list[str]:
+        try:
+            seeds = self.seed_list
+        except MixshowError as error:
+            return [f"seeds: {error}"]
+        if not seeds:
+            return ["seeds: expected at least one, found none"]
+        if len(set(seeds)) < len(seeds):
+            return [f"seeds: expected different ones, found {seeds}"]
+        return []
+
+    def _region_sources(self) -> list[str]:
+        given = {"regions": self.regions, "rewrite": self.rewrite, "layout": self.layout_file}
+        return [name for name, value in given.items() if value]
+
+    def _region_problems(self) -> list[str]:
+        found = []
+        sources = self._region_sources()
+        if len(sources) > 1:
+            found.append(f"{sources[1]}: expected regions from one place, found {' and '.join(sources)}")
+        for i, region in enumerate(self.regions):
+            shape = region.shape
+            if self.cells and shape:
+                found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
+            elif shape is None and not self.cells:
+                found.append(
+                    f"regions[{i}]: expected one of box, polygon, mask and colour (in quotes), or a layout for all "
+                    "regions; found none"
+                )
+            elif shape == "colour" and self.masks is None:
+                found.append(f"regions[{i}].colour: expected a colour-coded picture in 'masks', found none")
+            if region.feather and self.edges == "hard":
+                found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
+        if self.masks is not None and not any(region.colour for region in self.regions):
+            found.append("masks: expected regions that name a 'colour' of it, found none")
+        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule")
+        found += [
+            f"{name}: expected regions, without which it says nothing; found none"
+            for name in alone
+            if getattr(self, name) and not sources
+        ]
+        starts = [start for start, _ in self.region_schedule]
+        if any(not (0 <= start < 1 and 0 <= factor <= 1) for start, factor in self.region_schedule):
+            found.append(
+                "region_schedule: expected pairs such as [[0.0, 1.0], [0.6, 0.5]] of parts of the steps and factors, "
+                f"found {[list(pair) for pair in self.region_schedule]}"
+            )
+        if len(set(starts)) < len(starts):
+            found.append(f"region_schedule: expected one factor for each part of the steps, found {starts}")
+        if self.cells and not self.regions:
+            found.append(f"layout: expected regions for the cells of '{self.cells}', found none")
         return found

@@ -136,18 +136,14 @@ def load_base(
         MixshowError: there is no such base, it is of a kind that is not supported, or parts of it are missing or
             unreadable.
     """
-    place = _place(source)
-    with _explained(str(source)):
+    place = place_of(source)
+    with explained(str(source)):
         file = open_checkpoint(Path(place)) if Path(place).is_file() else None
         parts = folder_parts(place, dtype) if file is None else file.parts(dtype)
     xl = "text_encoder_2" in parts
-    with _explained(str(vae or source)):
-        autoencoder = _read_vae(_place(vae or source), dtype, xl) if vae or file is None else file.vae(dtype, xl=xl)
-    concept_file = Path(place) / CONCEPT_CONFIG
-    vocabulary = ConceptVocabulary()
-    if concept_file.is_file():
-        vocabulary = ConceptVocabulary.from_config(read_json(concept_file), str(concept_file))
-    base = Base(vae=autoencoder, vocabulary=vocabulary, source=str(source), **parts)
+    with explained(str(vae or source)):
+        autoencoder = _read_vae(place_of(vae or source), dtype, xl) if vae or file is None else file.vae(dtype, xl=xl)
+    base = Base(vae=autoencoder, vocabulary=read_vocabulary(place), source=str(source), **parts)
     _check(base)
     if xl and dtype == torch.float16 and autoencoder.config.force_upcast:
         autoencoder.float()
@@ -197,8 +193,12 @@ def source_problem(source: str | Path) -> str | None:
     )
 
 
-def _place(source: str | Path) -> str:
-    """A file, or a folder or hub id that diffusers can load from."""
+def place_of(source: str | Path) -> str:
+    """A file, or a folder or hub id that diffusers can load from.
+
+    Raises:
+        MixshowError: `source` can name no base.
+    """
     problem = source_problem(source)
     if problem:
         raise MixshowError(f"base: {problem}")
@@ -206,6 +206,24 @@ def _place(source: str | Path) -> str:
         return str(built_in_folder())
     path = Path(source).expanduser()
     return str(path) if path.exists() else str(source)
+
+
+def read_vocabulary(place: str) -> ConceptVocabulary:
+    """The concept tokens of a fused model's folder; none of anything else."""
+    file = Path(place) / CONCEPT_CONFIG
+    return ConceptVocabulary.from_config(read_json(file), str(file)) if file.is_file() else ConceptVocabulary()
+
+
+@contextlib.contextmanager
+def explained(source: str) -> Iterator[None]:
+    """Turn the loaders' many errors into one line."""
+    try:
+        yield
+    except Exception as error:  # the hub, safetensors, json and the model classes each raise their own kinds
+        if isinstance(error, MixshowError):
+            raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MixshowError(f"base '{source}': cannot be loaded as a diffusers model ({first_line})") from error
 
 
 def _read_vae(place: str, dtype: torch.dtype, xl: bool) -> AutoencoderKL:
@@ -227,15 +245,3 @@ def _check(base: Base) -> None:
         problem = f"expected a UNet that predicts {' or '.join(PREDICTIONS)}, found '{base.prediction_type}'"
     if problem:
         raise MixshowError(f"base '{base.source}': {problem}")
-
-
-@contextlib.contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Turn the loaders' many errors into one line."""
-    try:
-        yield
-    except Exception as error:  # the hub, safetensors, json and the model classes each raise their own kinds
-        if isinstance(error, MixshowError):
-            raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixshowError(f"base '{source}': cannot be loaded as a diffusers model ({first_line})") from error

@@ -36,6 +36,7 @@ from mixshow.models.checkpoint_shapes import (
     Family,
     Shapes,
     family_of,
+    naming_what_is_missing,
     text_config,
     unet_config,
     vae_config,
@@ -185,14 +186,12 @@ def checkpoint_outline(path: Path) -> dict[str, nn.Module]:
 def outline_of(shapes: Shapes, source: str) -> dict[str, nn.Module]:
     """As `checkpoint_outline`, from the tensors' shapes by name."""
     family = family_of(shapes, source)
-    try:
+    with naming_what_is_missing(source, family):
         shape = unet_config(shapes, family)
         texts = {
             name: text_config(shapes, prefix, last_left_out=family is SD2)
             for name, prefix in family.text_encoders.items()
         }
-    except KeyError as error:
-        raise MixshowError(f"{source}: the tensor {error} of a {family.name} checkpoint is missing") from error
     problem = kind_problem(shape)
     if problem:
         raise MixshowError(f"{source}: {problem}")

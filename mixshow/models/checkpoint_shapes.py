@@ -6,9 +6,10 @@ does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mixshow.core.errors import MixshowError
@@ -80,6 +81,15 @@ def family_of(shapes: Shapes, source: str) -> Family:
         refiner = _has(shapes, f"conditioner.embedders.0.{_OPEN_CLIP}")
         problem = "XL's refiner; take the base model" if refiner else "a UNet without text encoders of a known kind"
     raise MixshowError(f"{source}: {TEXT_TO_IMAGE} in one file, found {problem}")
+
+
+@contextlib.contextmanager
+def naming_what_is_missing(source: str, family: Family) -> Iterator[None]:
+    """Turn the lookup of a tensor that a file does not have into one line."""
+    try:
+        yield
+    except KeyError as error:
+        raise MixshowError(f"{source}: the tensor {error} of a {family.name} checkpoint is missing") from error
 
 
 def _has(shapes: Shapes, prefix: str) -> bool:

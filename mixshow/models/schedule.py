@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -26,18 +27,28 @@ def make_scheduler(base: Base, name: str = "DPMSolverMultistepScheduler", **over
     Raises:
         MixshowError: no such scheduler, or an option it does not have.
     """
+    kind = scheduler_class(name, overrides)
+    return kind.from_config(dict(base.scheduler_config), **overrides)
+
+
+def scheduler_class(name: str, options: Iterable[str] = ()) -> Any:
+    """The scheduler of diffusers of that name, as for `make_scheduler`, if it has these options.
+
+    Raises:
+        MixshowError: no such scheduler, or an option it does not have.
+    """
     schedulers = [entry for entry in dir(diffusers.schedulers) if entry.endswith("Scheduler")]
     full_name = name if name in schedulers else f"{name}Scheduler"
     if full_name not in schedulers:
         raise MixshowError(f"scheduler '{name}': not one of diffusers' schedulers{did_you_mean(name, schedulers)}")
     kind = getattr(diffusers, full_name)
-    options = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
-    for option in overrides:
-        if option not in options:
+    known = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
+    for option in options:
+        if option not in known:
             raise MixshowError(
-                f"scheduler option '{option}': {full_name} has no such option{did_you_mean(option, options)}"
+                f"scheduler option '{option}': {full_name} has no such option{did_you_mean(option, known)}"
             )
-    return kind.from_config(dict(base.scheduler_config), **overrides)
+    return kind
 
 
 def as_noise(base: Base, output: Tensor, latents: Tensor, times: Tensor) -> Tensor:

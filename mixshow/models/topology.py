@@ -59,9 +59,14 @@ def describe(base: Base) -> Topology:
         ),
         latent_channels=unet.config.in_channels,
         latent_factor=factor,
-        size_multiple=factor * 2 ** (len(unet.config.block_out_channels) - 1),
+        size_multiple=size_multiple(len(unet.config.block_out_channels), len(vae.config.block_out_channels)),
         sample_size=unet.config.sample_size,
     )
+
+
+def size_multiple(unet_blocks: int, vae_blocks: int) -> int:
+    """What a picture's sides must be multiples of, in pixels: all blocks of both but the last one halve it."""
+    return int(2 ** (unet_blocks - 1 + vae_blocks - 1))
 
 
 def cross_attention_layers(unet: nn.Module) -> tuple[str, ...]:

@@ -33,6 +33,14 @@ class ConceptVocabulary:
         """All concept tokens, in the order they were added."""
         return tuple(self.entries)
 
+    @property
+    def concepts(self) -> dict[str, str]:
+        """How prompts name each concept: `{"pip": "<pip1> <pip2>"}`. Numbers behind a name count its tokens."""
+        found: dict[str, list[str]] = {}
+        for token in self.entries:
+            found.setdefault(token.strip("<>").rstrip("0123456789") or token, []).append(token)
+        return {name: " ".join(tokens) for name, tokens in found.items()}
+
     def bind(self, prompt: str, layer: int) -> str:
         """The prompt as cross-attention layer number `layer` reads it."""
         return _CONCEPT_WORD.sub(

@@ -15,20 +15,20 @@ from PIL import Image
 from mixshow.config.load import load, to_plain
 from mixshow.config.scene import SceneOptions
 from mixshow.core.attachment import Attachment
-from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.errors import OptionsError
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.version import __version__
-from mixshow.edlora.concept import Concept, attach_concepts
-from mixshow.formats import read_concept
+from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, load_base
-from mixshow.models.base import source_problem
 from mixshow.models.device import device_named
-from mixshow.recipes.networks import missing_networks, put_networks_on
+from mixshow.recipes.check import check_options
+from mixshow.recipes.networks import put_networks_on
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.sampling.compose import compose
-from mixshow.sampling.conditions import adapter_problem, load_adapter
+from mixshow.sampling.conditions import load_adapter
 from mixshow.sampling.pictures import picture_grid, read_about, save_picture
 from mixshow.sampling.precision import resolve
+from mixshow.sampling.preview import draw_preview
 from mixshow.sampling.scene import Scene
 
 _GRID_COLUMNS = 4
@@ -46,13 +46,42 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> list[Path]:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
+    options, only = read_scene_file(path, overrides)
+    return compose_options(options, str(path), only=only)
+
+
+def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
+    """Draw the regions and the pose of a scene, without its model, to `NAME_preview.png` beside its output.
+
+    Raises:
+        OptionsError: everything that is wrong with them.
+    """
+    options, _ = read_scene_file(path, overrides)
+    problems: list[str] = []
+    scene, _ = read_scene(options, problems)
+    if scene.size is None:
+        problems.append("expected a scene with a size and regions or a pose, found nothing to preview")
+    if problems:
+        raise OptionsError(str(path), problems)
+    preview = _with_ending(options.output, "_preview")
+    save_picture(draw_preview(scene), preview)
+    log.info("%s", preview)
+    return preview
+
+
+def read_scene_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SceneOptions, int | None]:
+    """The options of a scene's YAML file or of a picture, and the one seed that is asked for (None: all).
+
+    Raises:
+        OptionsError: everything that is wrong with them.
+    """
     if path.suffix.lower() != ".png":
-        return compose_options(load(SceneOptions, path, overrides), str(path))
+        return load(SceneOptions, path, overrides), None
     about = read_about(path)
     given = {text.split("=")[0] for text in overrides}
     contents = {**about.get("scene", {}), "output": str(path.with_name(f"{path.stem}_again.png"))}
     options = load(SceneOptions, path, overrides, values=contents)
-    return compose_options(options, str(path), only=None if "seeds" in given else about.get("seed"))
+    return options, None if "seeds" in given else about.get("seed")
 
 
 def compose_options(options: SceneOptions, source: str, *, only: int | None = None) -> list[Path]:
@@ -69,13 +98,8 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems: list[str] = []
-    scene, resolved = read_scene(options, problems)
-    concepts = _concepts(options, problems)
-    problems += [*_missing_models(options), *missing_networks(options.networks)]
-    if problems:
-        raise OptionsError(source, problems)
-
+    checked = check_options(options, source)
+    scene, resolved, concepts = checked.scene, checked.options, checked.concepts
     base = load_base(options.model, vae=options.vae, device=device_named(options.device))
     with Attachment() as attachment:
         networks = put_networks_on(base, options.networks, source, merge=options.merge_networks)
@@ -85,10 +109,10 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
         check_scene(scene, base, source)
         scene = dataclasses.replace(scene, precision=resolve(scene.precision, base.device))
         resolved = dataclasses.replace(resolved, precision=scene.precision.value)
-        several = only is None and len(options.seeds) > 1
+        several = only is None and len(options.seed_list) > 1
         made: list[tuple[int, Image.Image, Path]] = []
         for batch, images in _batches(base, scene, options):
-            about = _about(dataclasses.replace(resolved, seeds=batch, batch_size=len(batch)), base)
+            about = _about(dataclasses.replace(resolved, seeds=tuple(batch), batch_size=len(batch)), base)
             for seed, image in zip(batch, images):
                 if only in (None, seed):
                     path = _with_ending(options.output, f"_seed{seed}") if several else options.output
@@ -104,31 +128,12 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
     return paths
 
 
-def _concepts(options: SceneOptions, problems: list[str]) -> list[Concept]:
-    concepts = []
-    for i, path in enumerate(options.concepts):
-        try:
-            concepts.append(read_concept(path))
-        except MixshowError as error:
-            problems.append(f"concepts[{i}]: {error}")
-    return concepts
-
-
-def _missing_models(options: SceneOptions) -> list[str]:
-    found = {"model": source_problem(options.model)}
-    if options.vae is not None:
-        found["vae"] = source_problem(options.vae)
-    if options.pose is not None:
-        found["pose.adapter"] = adapter_problem(options.pose.adapter)
-    return [f"{name}: {problem}" for name, problem in found.items() if problem]
-
-
 def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Batches of seeds with their pictures, each as soon as it is done."""
     adapter = load_adapter(options.pose.adapter, base) if options.pose is not None else None
-    with progress_bar(len(options.seeds), "pictures") as bar:
-        for start in range(0, len(options.seeds), options.batch_size):
-            batch = options.seeds[start : start + options.batch_size]
+    with progress_bar(len(options.seed_list), "pictures") as bar:
+        for start in range(0, len(options.seed_list), options.batch_size):
+            batch = options.seed_list[start : start + options.batch_size]
 
             def show(step: dict[str, Any], done: int = start, pictures: int = len(batch)) -> None:
                 bar.update(done + pictures * (step["step"] + 1) / step["steps"] - bar.n)

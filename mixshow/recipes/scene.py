@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
-import io
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mixshow.config.scene import PoseOptions, RegionOptions, SceneOptions
+from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
-from mixshow.models import Base
+from mixshow.models import Base, ConceptVocabulary
+from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.openpose import (
     anyone_inside,
@@ -23,31 +21,28 @@ from mixshow.sampling.openpose import (
     read_people,
     read_picture,
 )
+from mixshow.sampling.pictures import decoded_picture, encoded_picture
 from mixshow.sampling.pose import draw_openpose
 from mixshow.sampling.precision import Precision
-from mixshow.sampling.published_regions import parse_regions, read_layout
-from mixshow.sampling.regions import Edges, PixelBox, Region
+from mixshow.sampling.regions import Edges
 from mixshow.sampling.scene import PoseGuide, Scene
 
 
-def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, SceneOptions]:
+def read_scene(
+    options: SceneOptions, problems: list[str], concepts: Mapping[str, str] | None = None
+) -> tuple[Scene, SceneOptions]:
     """Read poses and regions; nothing slow is loaded.
 
     Args:
+        concepts: see `read_regions`.
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
         The scene, and options that hold all of it: they name no files of poses or regions any more.
     """
-    regions: list[Region] = []
+    regions, options = read_regions(options, problems, concepts)
     guide = None
-    try:
-        regions = _regions(options)
-    except MixshowError as error:
-        problems.append(str(error))
     if options.size is not None:
-        boxes = [(i, region.area.problem(options.size)) for i, region in enumerate(regions)]
-        problems += [f"{_source_of(options)}[{i}].box: {problem}" for i, problem in boxes if problem]
         try:
             guide, options = _pose(options, options.size)
         except MixshowError as error:
@@ -55,17 +50,20 @@ def read_scene(options: SceneOptions, problems: list[str]) -> tuple[Scene, Scene
     scene = Scene(
         prompt=options.prompt,
         size=options.size,
-        negative_prompt=options.negative_prompt,
+        negative_prompt=with_common_negative(options.negative_prompt, options.common_negative),
         regions=tuple(regions),
         pose=guide,
-        edges=Edges(options.edges),
+        edges=Edges(options.edges or Edges.HARD),
+        base_prompt=options.base_prompt,
+        background_prompt=options.background_prompt,
+        schedule=tuple(options.region_schedule),
         steps=options.steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
         scheduler_options=options.scheduler_options,
         precision=Precision(options.precision),
     )
-    return scene, dataclasses.replace(options, regions=[*map(_region_options, regions)], rewrite=None, layout=None)
+    return scene, options
 
 
 def check_scene(scene: Scene, base: Base, source: str) -> None:
@@ -74,40 +72,26 @@ def check_scene(scene: Scene, base: Base, source: str) -> None:
     Raises:
         OptionsError: sizes that do not fit and concept tokens it does not know, together.
     """
+    problems = scene_problems(scene, base.topology.size_multiple, base.vocabulary, base.source)
+    if problems:
+        raise OptionsError(source, problems)
+
+
+def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabulary, model: str) -> list[str]:
+    """Sizes that do not fit a base and concept tokens it does not know.
+
+    Args:
+        multiple: what sides must be multiples of; None: not known.
+        model: the base's name, for messages.
+    """
     names = ("size, width", "size, height")
-    multiple = base.topology.size_multiple
-    problems = [side_problem(name, side, multiple) for name, side in zip(names, scene.size or ())]
-    known = base.vocabulary.tokens
-    unknown = dict.fromkeys(word for prompt in scene.prompts for word in base.vocabulary.unknown_in(prompt))
+    sides = zip(names, scene.size or ()) if multiple is not None else ()
+    problems = [side_problem(name, side, multiple or 1) for name, side in sides]
+    known = vocabulary.tokens
+    unknown = dict.fromkeys(word for prompt in scene.prompts for word in vocabulary.unknown_in(prompt))
     listed = ", ".join(known) if known else "none; fuse concepts into the model, or name concept files in 'concepts'"
-    problems += [f"{word} is no concept token of model '{base.source}'; known: {listed}" for word in unknown]
-    if any(problems):
-        raise OptionsError(source, [problem for problem in problems if problem])
-
-
-def _source_of(options: SceneOptions) -> str:
-    return "rewrite" if options.rewrite else "layout" if options.layout else "regions"
-
-
-def _regions(options: SceneOptions) -> list[Region]:
-    negative = options.negative_prompt
-    if options.rewrite:
-        return parse_regions(options.rewrite, "rewrite")
-    if options.layout:
-        return read_layout(options.layout, negative_prompt=negative)
-    if options.size is None:
-        return []
-    regions = []
-    for region in options.regions:
-        own = negative if region.negative_prompt is None else region.negative_prompt
-        box = PixelBox.from_numbers(region.box, options.size)
-        regions.append(Region(box, region.prompt, own, region.base_ratio))
-    return regions
-
-
-def _region_options(region: Region) -> RegionOptions:
-    box = cast(PixelBox, region.area)  # options know no other areas
-    return RegionOptions(box.numbers, region.prompt, region.negative_prompt, region.base_ratio)
+    problems += [f"{word} is no concept token of model '{model}'; known: {listed}" for word in unknown]
+    return [problem for problem in problems if problem]
 
 
 def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | None, SceneOptions]:
@@ -116,10 +100,10 @@ def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | Non
     if pose is None:
         return None, options
     if pose.image is not None or pose.png is not None:
-        picture = fit_picture(read_picture(pose.image) if pose.image else _decoded(pose.png or ""), size)
+        picture = fit_picture(read_picture(pose.image) if pose.image else decoded_picture(pose.png or ""), size)
         if picture.getbbox() is None:
             raise MixshowError(f"{pose.image or 'png'}: expected a picture of at least one person, found only black")
-        kept: dict[str, Any] = {"png": _encoded(picture)}
+        kept: dict[str, Any] = {"png": encoded_picture(picture)}
     else:
         people, canvas = read_people(pose.json) if pose.json is not None else _people(pose)
         people = fit_people(people, canvas, size)
@@ -145,16 +129,3 @@ def _people(pose: PoseOptions) -> tuple[list[np.ndarray], tuple[int, int] | None
         except ValueError as error:
             raise MixshowError(f"people[{i}]: {error}") from error
     return people, (1, 1) if max(person[:, :2].max() for person in people) <= 1 else None
-
-
-def _encoded(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _decoded(text: str) -> Image.Image:
-    try:
-        return read_picture(io.BytesIO(base64.b64decode(text, validate=True)))
-    except (binascii.Error, ValueError) as error:
-        raise MixshowError(f"png: expected a PNG picture in base64, found something else ({error})") from error

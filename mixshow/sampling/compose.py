@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from diffusers import T2IAdapter
 from PIL import Image
+from torch import Tensor
 
 from mixshow.models import Base
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
-from mixshow.sampling.generate import pictures_of_states
+from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.scene import Scene
 
@@ -44,30 +45,65 @@ def compose(
     topology = base.topology
     native = topology.sample_size * topology.latent_factor
     size = scene.size or (native, native)
-    plan = RegionPlan(scene.regions, scene.prompt, scene.negative_prompt, size=size, edges=scene.edges)
-    states = plan.encode(base, guided=scene.guidance != 1)
+    grid = latent_size(base, *size)
+    plan = RegionPlan(
+        scene.regions,
+        scene.prompt if scene.background_prompt is None else scene.background_prompt,
+        scene.negative_prompt,
+        size=size,
+        edges=scene.edges,
+        base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
+        schedule=scene.schedule,
+    )
+    states = plan.encode(base, guided=scene.guided)
+    whole = states[:, plan.base_text : plan.base_text + 1]
     condition = None
     if scene.pose is not None:
         if adapter is None:
             raise ValueError("a scene with a pose needs an adapter")
         condition = adapter_condition(adapter, [scene.pose.picture], weight=scene.pose.weight, span=scene.pose.span)
+    guidance = scene.guidance if scene.guided_alike else _guidance_map(plan, scene.guidance, grid).to(base.device)
     pictures: list[Image.Image] = []
     with regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext():
         for start in range(0, len(seeds), batch_size):
             batch = seeds[start : start + batch_size]
             pictures += pictures_of_states(
                 base,
-                states[-1, :1].expanded(len(batch)),
-                states[0, :1].expanded(len(batch)) if len(states) == 2 else None,
+                whole[-1].expanded(len(batch)),
+                whole[0].expanded(len(batch)) if scene.guided else None,
                 seeds=batch,
                 width=size[0],
                 height=size[1],
                 steps=scene.steps,
-                guidance=scene.guidance,
+                guidance=guidance,
                 scheduler=scene.scheduler,
                 scheduler_options=scene.scheduler_options,
                 condition=condition,
+                noise=_start_noise(base, plan, batch, grid),
+                before_step=plan.begin_step,
                 callback=callback,
                 precision=scene.precision,
             )
     return pictures
+
+
+def _guidance_map(plan: RegionPlan, guidance: float, grid: tuple[int, int]) -> Tensor:
+    """The guidance of each latent position, `[rows, columns]`: the mean of what its regions ask for."""
+    factors = [guidance, *(guidance if region.guidance is None else region.guidance for region in plan.regions)]
+    return torch.einsum("r,rhw->hw", torch.tensor(factors, dtype=torch.float64), plan.shares(*grid)).float()
+
+
+def _start_noise(base: Base, plan: RegionPlan, seeds: Sequence[int], grid: tuple[int, int]) -> Tensor:
+    """Start noise of the pictures, that of other seeds where regions have an offset.
+
+    Each position has the noise of one seed, of the region with the largest share: a mean of two would be too weak.
+    """
+    offsets = [0, *(region.seed_offset for region in plan.regions)]
+    noise = start_noise(base, seeds, *grid)
+    if not any(offsets):
+        return noise
+    owner = plan.shares(*grid).argmax(0)
+    offset = torch.tensor(offsets)[owner].to(base.device)
+    for other in set(offsets) - {0}:
+        noise = torch.where(offset == other, start_noise(base, [seed + other for seed in seeds], *grid), noise)
+    return noise

@@ -26,8 +26,9 @@ def denoise(
     states: PromptStates,
     negative_states: PromptStates | None = None,
     *,
-    guidance: float = 1.0,
+    guidance: float | Tensor = 1.0,
     condition: Condition | None = None,
+    before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
     generators: Sequence[torch.Generator] | None = None,
     precision: Precision = Precision.FP32,
@@ -39,8 +40,10 @@ def denoise(
         latents: start noise of unit variance, `[batch, channels, height, width]`.
         states: of one prompt per picture.
         negative_states: what guidance leads away from, of the same shape. None, or a guidance of 1: not computed.
-        guidance: the factor on the difference between the two predictions (classifier-free, arXiv 2207.12598).
+        guidance: the factor on the difference between the two predictions (classifier-free, arXiv 2207.12598), or one
+            for each position, `[height, width]`.
         condition: adapter features that are added inside the UNet's down blocks, in both halves.
+        before_step: called before each step with its number (from 0) and the number of all.
         callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`.
         generators: one per picture, for schedulers that add noise; without, these draw from torch's global one.
         precision: what the UNet computes in; latents stay in the type they came in.
@@ -48,7 +51,7 @@ def denoise(
     Returns:
         Denoised latents, shaped like `latents`.
     """
-    guided = negative_states is not None and guidance != 1.0
+    guided = negative_states is not None and (isinstance(guidance, Tensor) or guidance != 1.0)
     unet = base.unet
     batch = len(latents)
     text = (PromptStates.joined([negative_states, states]) if guided else states).to(unet.dtype)  # type: ignore[list-item]
@@ -58,6 +61,8 @@ def denoise(
     latents = latents * scheduler.init_noise_sigma
     with layerwise_states(unet):
         for step, timestep in enumerate(scheduler.timesteps):
+            if before_step is not None:
+                before_step(step, steps)
             halves = torch.cat([latents, latents]) if guided else latents
             halves = scheduler.scale_model_input(halves, timestep).to(unet.dtype)
             added = None if condition is None else condition.features_at(step, steps, len(halves))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,24 +89,35 @@ def pictures_of_states(
     width: int | None,
     height: int | None,
     steps: int,
-    guidance: float,
+    guidance: float | Tensor,
     scheduler: str,
     scheduler_options: Mapping[str, Any] | None = None,
     condition: Condition | None = None,
+    noise: Tensor | None = None,
+    before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
     precision: Precision = Precision.AUTO,
 ) -> list[Image.Image]:
-    """One batch of `sample`, from the states of its prompts."""
+    """One batch of `sample`, from the states of its prompts.
+
+    Args:
+        guidance: one factor, or one for each latent position, `[height, width]`.
+        noise: start noise, instead of that of the seeds.
+        before_step: see `denoise`.
+    """
+    if noise is None:
+        noise = start_noise(base, seeds, *latent_size(base, width, height))
     sampler = make_scheduler(base, scheduler, **(scheduler_options or {}))
     sampler.set_timesteps(steps, device=base.device)
     latents = denoise(
         base,
         sampler,
-        start_noise(base, seeds, *latent_size(base, width, height)),
+        noise,
         states,
         negative_states,
         guidance=guidance,
         condition=condition,
+        before_step=before_step,
         callback=callback,
         generators=step_generators(seeds),
         precision=precision,

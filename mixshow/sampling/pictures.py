@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,6 +81,25 @@ def read_about(path: Path | str) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise MixshowError(f"{path}: expected a mapping in the metadata '{METADATA_KEY}', found something else")
     return about
+
+
+def encoded_picture(image: Image.Image) -> str:
+    """A picture as base64 of a PNG, for options that hold it themselves."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def decoded_picture(text: str) -> Image.Image:
+    """The picture of `encoded_picture`.
+
+    Raises:
+        MixshowError: the text is something else.
+    """
+    try:
+        return read_picture(io.BytesIO(base64.b64decode(text, validate=True)))
+    except (binascii.Error, ValueError) as error:
+        raise MixshowError(f"png: expected a PNG picture in base64, found something else ({error})") from error
 
 
 def _text_height(font: Any) -> int:

@@ -5,8 +5,9 @@ For regions with shares m_r of a position (see `region_shares`) and base ratios 
     out = sum_r m_r [(1 - b_r) A(q, K_r, V_r) + b_r A(q, K_base, V_base)]
           + (1 - sum_r m_r) A(q, K_background, V_background)
 
-which is a weighted sum of attentions to distinct texts. Only the positions a text has weight at are computed, for all
-texts in one call; hard boxes therefore cost little more than one prompt. The idea is Mix-of-Show's (arXiv 2305.18292).
+which is a weighted sum of attentions to distinct texts; at a step where a region acts only in part, by a factor f, its
+(1 - b_r) is f (1 - b_r). Only the positions a text has weight at are computed, for all texts in one call; hard boxes
+therefore cost little more than one prompt. The idea is Mix-of-Show's (arXiv 2305.18292).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from mixshow.core.attachment import Attachment
 from mixshow.models import Base, PromptStates, cross_attention_layers, prompt_states
-from mixshow.sampling.regions import Edges, Region, region_shares
+from mixshow.sampling.regions import Edges, Region, averaged_shares, region_shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,18 +78,36 @@ class RegionPlan:
         *,
         size: tuple[int, int],
         edges: Edges = Edges.HARD,
+        base_prompt: str | None = None,
+        schedule: Sequence[tuple[float, float]] = (),
     ) -> None:
         """
         Args:
-            prompt: the scene's prompt, for what no region covers and for the regions' base ratios.
+            prompt: for what no region covers.
             size: (width, height) of the picture in pixels.
+            base_prompt: for the regions' base ratios; None: the prompt.
+            schedule: see `Scene`.
         """
         self.regions, self.size, self.edges = tuple(regions), size, edges
         background = (prompt, negative_prompt)
         own = [(region.prompt, region.negative_prompt) for region in regions]
-        self.texts = list(dict.fromkeys([background, *own]))  # (prompt, negative prompt), the background's first
+        base = (prompt if base_prompt is None else base_prompt, negative_prompt)
+        self.texts = list(dict.fromkeys([background, base, *own]))  # (prompt, negative prompt), the background's first
+        self.base_text = self.texts.index(base)
         self._text_of = [self.texts.index(text) for text in own]
-        self._routings: dict[tuple[int, torch.device], _Routing] = {}
+        self._schedule = sorted(schedule)
+        self._strengths = (1.0,) * len(regions)  # of regions' own prompts at the step that is computed
+        self._routings: dict[tuple[int, torch.device, tuple[float, ...]], _Routing] = {}
+        self._maps: dict[
+            tuple[int, int], Tensor
+        ] = {}  # soft shares of single pixels and of each resolution's positions
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Weigh the texts as at step `step` of `steps`; before the first call all regions act."""
+        factor = next((factor for start, factor in reversed(self._schedule) if start * steps <= step), 1.0)
+        self._strengths = tuple(
+            factor if region.span[0] * steps <= step < region.span[1] * steps else 0.0 for region in self.regions
+        )
 
     def encode(self, base: Base, *, guided: bool) -> PromptStates:
         """States of `[halves, texts]`; negative prompts in the first half, if guided."""
@@ -98,23 +117,38 @@ class RegionPlan:
         return states.unflattened(len(halves), len(self.texts))
 
     def weights(self, rows: int, columns: int) -> Tensor:
-        """The weight of each text at each position, `[texts, rows, columns]` in float64; sums to one."""
-        background, *shares = region_shares(self.regions, rows, columns, self.size, self.edges)
+        """The weight of each text at each position at this step, `[texts, rows, columns]` in float64; sums to one."""
+        background, *shares = self.shares(rows, columns)
         weights = torch.zeros(len(self.texts), rows, columns, dtype=torch.float64)
         weights[0] = background
-        for region, text, share in zip(self.regions, self._text_of, shares):
-            weights[text] += share * (1 - region.base_ratio)
-            weights[0] += share * region.base_ratio
+        for region, text, strength, share in zip(self.regions, self._text_of, self._strengths, shares):
+            own = strength * (1 - region.base_ratio)
+            weights[text] += share * own
+            weights[self.base_text] += share * (1 - own)
         return weights
 
+    def shares(self, rows: int, columns: int) -> Tensor:
+        """The share each region has of each position; see `region_shares`."""
+        if self.edges is Edges.HARD or not self.regions:
+            return region_shares(self.regions, rows, columns, self.size, self.edges)
+        if (rows, columns) not in self._maps:
+            pixels = (self.size[1], self.size[0])
+            if not self._maps:
+                self._maps[pixels] = region_shares(self.regions, *pixels, self.size, self.edges)
+            finer = [shares for grid, shares in self._maps.items() if not (grid[0] % rows or grid[1] % columns)]
+            source = min(finer, key=Tensor.numel, default=self._maps[pixels])
+            self._maps[rows, columns] = averaged_shares(source, rows, columns)
+        return self._maps[rows, columns]
+
     def routing(self, positions: int, device: torch.device) -> _Routing:
-        """The routing of the layers that have so many positions."""
-        if (positions, device) not in self._routings:
+        """The routing of the layers that have so many positions, at this step."""
+        key = (positions, device, self._strengths)
+        if key not in self._routings:
             width, height = self.size
             rows = round(math.sqrt(positions * height / width))
             weights = self.weights(rows, positions // rows).flatten(1)
-            self._routings[positions, device] = _Routing.of(weights).to(device)
-        return self._routings[positions, device]
+            self._routings[key] = _Routing.of(weights).to(device)
+        return self._routings[key]
 
 
 class _RegionalProcessor:

@@ -10,6 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mixshow.sampling.averaging import averaged
+
+_NOTHING = 1e-9  # a share below it is none
+
 
 class Edges(Enum):
     """How a box ends inside a coarse position.
@@ -87,19 +91,33 @@ class Region:
 
     Attributes:
         negative_prompt: what guidance leads away from inside the region.
-        base_ratio: part of the attention that stays with the scene's prompt, 0.0 to 1.0.
+        base_ratio: part of the attention that stays with the scene's base prompt, 0.0 to 1.0.
+        priority: where regions overlap, only the highest one is.
+        weight: where regions of one priority overlap, they divide the place by these.
+        span: part of the steps in which its prompt acts, from 0.0 to 1.0; outside of it the base prompt does.
+        guidance: classifier-free guidance in its area; None: the scene's.
+        seed_offset: its area's start noise is that of the picture's seed plus this.
     """
 
     area: Area
     prompt: str
     negative_prompt: str = ""
     base_ratio: float = 0.0
+    priority: float = 0.0
+    weight: float = 1.0
+    span: tuple[float, float] = (0.0, 1.0)
+    guidance: float | None = None
+    seed_offset: int = 0
 
 
 def region_shares(
     regions: Sequence[Region], rows: int, columns: int, size: tuple[int, int], edges: Edges = Edges.HARD
 ) -> Tensor:
-    """The share each region has of each position; overlapping regions divide it between them.
+    """The share each region has of each position.
+
+    Where regions overlap, the one of the highest priority has the place; those of the same priority divide it between
+    them by their weights. With soft edges that is decided for every pixel and a position has the mean of its pixels;
+    with hard ones it is decided for whole positions.
 
     Args:
         size: (width, height) of the picture in pixels.
@@ -109,9 +127,32 @@ def region_shares(
     """
     if not regions:
         return torch.ones(1, rows, columns, dtype=torch.float64)
-    covered = torch.stack([region.area.coverage(rows, columns, size, edges) for region in regions])
-    total = covered.sum(0)
-    return torch.cat([(1 - total).clamp(min=0)[None], covered / total.clamp(min=1)])
+    if edges is Edges.SOFT:
+        return averaged_shares(_divided(regions, size[1], size[0], size, edges), rows, columns)
+    return _divided(regions, rows, columns, size, edges)
+
+
+def averaged_shares(shares: Tensor, rows: int, columns: int) -> Tensor:
+    """Shares of the pixels, `[1 + regions, height, width]`, as shares of coarser positions."""
+    shares = averaged(shares, rows, columns)
+    shares = torch.where(shares < _NOTHING, 0, shares)  # rounding errors would have to be computed like regions
+    return shares / shares.sum(0)
+
+
+def _divided(regions: Sequence[Region], rows: int, columns: int, size: tuple[int, int], edges: Edges) -> Tensor:
+    """Shares at the positions of one grid, the highest priority first."""
+    shares = torch.zeros(1 + len(regions), rows, columns, dtype=torch.float64)
+    left = torch.ones(rows, columns, dtype=torch.float64)
+    for priority in sorted({region.priority for region in regions}, reverse=True):
+        level = [i for i, region in enumerate(regions) if region.priority == priority]
+        covered = torch.stack([regions[i].area.coverage(rows, columns, size, edges) for i in level])
+        weighted = covered * torch.tensor([regions[i].weight for i in level], dtype=torch.float64)[:, None, None]
+        together = torch.minimum(covered.sum(0), left)
+        divisor = torch.where(together > 0, weighted.sum(0), 1)
+        shares[[1 + i for i in level]] = weighted * (together / divisor)
+        left = left - together
+    shares[0] = left
+    return shares
 
 
 def _covered(start: int, end: int, length: int, positions: int, edges: Edges) -> Tensor:

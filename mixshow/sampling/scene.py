@@ -33,7 +33,11 @@ class Scene:
     """What to compose.
 
     Attributes:
-        prompt: for the whole picture; what no region covers attends to it.
+        prompt: for the whole picture.
+        base_prompt: what regions' base ratios attend to; None: the prompt.
+        background_prompt: what positions that no region covers attend to; None: the prompt.
+        schedule: `(from, factor)`: from which part of the steps on regions' own prompts count by which factor, 0.0 to
+            1.0; the base prompt has the rest.
         size: (width, height) in pixels; None, the base's native square, only without regions and pose.
         regions: parts of the picture with their own prompts.
         pose: layout guide, or None.
@@ -46,6 +50,9 @@ class Scene:
     regions: tuple[Region, ...] = ()
     pose: PoseGuide | None = None
     edges: Edges = Edges.HARD
+    base_prompt: str | None = None
+    background_prompt: str | None = None
+    schedule: tuple[tuple[float, float], ...] = ()
     steps: int = 25
     guidance: float = 7.5
     scheduler: str = DEFAULT_SCHEDULER
@@ -60,4 +67,19 @@ class Scene:
     def prompts(self) -> list[str]:
         """All prompts, negative ones too."""
         own = [prompt for region in self.regions for prompt in (region.prompt, region.negative_prompt)]
-        return [self.prompt, self.negative_prompt, *own]
+        whole = (self.prompt, self.base_prompt, self.background_prompt, self.negative_prompt)
+        return [*(prompt for prompt in whole if prompt is not None), *own]
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance is not 1 everywhere."""
+        return any(factor != 1 for factor in (self.guidance, *self._own_guidance))
+
+    @property
+    def guided_alike(self) -> bool:
+        """Whether guidance is the same everywhere."""
+        return all(factor == self.guidance for factor in self._own_guidance)
+
+    @property
+    def _own_guidance(self) -> list[float]:
+        return [region.guidance for region in self.regions if region.guidance is not None]

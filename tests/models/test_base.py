@@ -89,6 +89,7 @@ def test_concept_files_round_trip(tiny: Base, tmp_path: Path) -> None:
 
 def test_published_vocabulary_form() -> None:
     vocabulary = ConceptVocabulary().extended(["<a1>", "<a2>"], layers=3, first_id=100)
+    assert vocabulary.extended(["<bo>", "<7>"], 3, 106).concepts == {"a": "<a1> <a2>", "bo": "<bo>", "<7>": "<7>"}
     assert vocabulary.bind("an <a1> <a2>, <b>", 2) == "an <new2> <new5>, <b>"
     assert vocabulary.unknown_in("an <a1> <b>") == ["<b>"]
     config = json.loads(json.dumps(vocabulary.to_config()))

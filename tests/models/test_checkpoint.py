@@ -15,6 +15,7 @@ from mixshow.models import Base, load_base, save_base
 from mixshow.models.checkpoint import predicts_velocity
 from mixshow.models.checkpoint_shapes import SD1, SD2, UNET, XL, unet_config
 from mixshow.models.clip_tokenizer import clip_tokenizer
+from mixshow.models.glance import glance_at
 from mixshow.recipes.lycoris import match
 from mixshow.sampling.generate import sample
 from tests.lycoris.bases import base_shape
@@ -46,6 +47,11 @@ def test_a_file_is_the_base_it_was_made_of(written: tuple[Base, Path]) -> None:
         sample(each, ["a red cat"], seeds=[1], steps=2, width=64, height=64)[0].tobytes() for each in (base, loaded)
     ]
     assert pictures[0] == pictures[1]
+
+
+def test_a_glance_at_a_file_tells_its_geometry(written: tuple[Base, Path]) -> None:
+    base, path = written
+    assert glance_at(path).size_multiple == base.topology.size_multiple
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import yaml
 from PIL import Image
 
 from mixshow.cli.main import main
-from mixshow.cli.sample import parse_network, parse_seeds
+from mixshow.cli.sample import parse_network
+from mixshow.config.seeds import parse_seeds
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import write_safetensors
 from mixshow.core.seeding import derived_seed
@@ -110,6 +112,103 @@ def test_published_regions_make_the_same_picture(
     assert same(ours, tmp_path / "scene.png")
 
 
+def test_regions_of_every_shape_are_made_again_from_the_picture(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[8:, 4:20] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    painted = np.zeros((64, 128, 3), dtype=np.uint8)
+    painted[:, 100:] = (0, 0, 255)
+    Image.fromarray(painted).save(tmp_path / "painted.png")
+    scene["masks"] = str(tmp_path / "painted.png")
+    scene["regions"] = [
+        {"mask": str(tmp_path / "mask.png"), "prompt": "a boy", "feather": 0.1, "priority": 1},
+        {"polygon": [[0.4, 0], [0.9, 0], [0.6, 1]], "prompt": "a girl"},
+        {"colour": "#0000ff", "prompt": "a dog", "weight": 2},
+        {"box": [0.5, 0.5, 1, 1], "prompt": "a hat"},
+    ]
+    assert compose(scene) == 0
+    said = capsys.readouterr().err
+    assert "mask.png: 32x32 pixels, stretched over the picture of 128x64" in said
+    assert "regions 1 and 3 overlap and share the place" in said  # 2 and 3 have weights, 0 is above all
+    (tmp_path / "mask.png").unlink()
+    (tmp_path / "painted.png").unlink()
+    assert main(["compose", str(tmp_path / "scene.png")]) == 0
+    assert same(tmp_path / "scene.png", tmp_path / "scene_again.png")
+    assert read_about(tmp_path / "scene.png")["scene"]["edges"] == "soft"
+
+
+def test_a_colour_the_picture_does_not_have(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("RGB", (128, 64), (0, 0, 255)).save(tmp_path / "painted.png")
+    scene |= {"masks": str(tmp_path / "painted.png"), "regions": [{"colour": "#ff0000", "prompt": "a boy"}]}
+    assert compose(scene) == 2
+    assert "no pixel has the colour #ff0000; it has most of #0000ff" in capsys.readouterr().err
+    scene["regions"][0]["colour"] = "reddish"
+    assert compose(scene) == 2
+    assert 'regions[0].colour: expected a colour such as "#ff0000" or red' in capsys.readouterr().err
+    del scene["masks"]
+    scene["regions"][0] = {"mask": str(tmp_path / "black.png"), "prompt": "a boy"}
+    Image.new("L", (128, 64)).save(tmp_path / "black.png")
+    assert compose(scene) == 2
+    assert "black.png: expected a mask with some white in it, found only black" in capsys.readouterr().err
+
+
+def test_common_prompts_stand_in_every_region(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    written_out = scene | {
+        "regions": [
+            {"box": [0, 0, 0.5, 1], "prompt": "a photo of a boy , rain", "negative_prompt": "red, blue"},
+            {"box": [0.5, 0, 1, 1], "prompt": "a photo of a girl , rain", "negative_prompt": "hat, blue"},
+        ],
+        "negative_prompt": "red, blue",
+    }
+    assert compose(written_out) == 0
+    expected = (tmp_path / "scene.png").rename(tmp_path / "written_out.png")
+    scene["regions"][1]["negative_prompt"] = "hat"
+    common = {"common_prompt": "a photo of {prompt} , rain", "common_negative": "blue", "negative_prompt": "red"}
+    assert compose(scene | common) == 0
+    assert same(expected, tmp_path / "scene.png")
+    assert main(["compose", str(tmp_path / "scene.png")]) == 0
+    assert same(expected, tmp_path / "scene_again.png")
+
+
+def test_a_region_names_its_concept(
+    tiny: Base, compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
+    scene["concepts"] = [str(tmp_path / "pip.safetensors")]
+    scene["regions"][0]["prompt"] = "a photo of <pip1> <pip2>"
+    assert compose(scene) == 0
+    expected = (tmp_path / "scene.png").rename(tmp_path / "written_out.png")
+    scene["regions"][0] |= {"prompt": "a photo of {concept}", "concept": "pip"}
+    assert compose(scene) == 0
+    assert same(expected, tmp_path / "scene.png")
+    assert main(["compose", str(tmp_path / "scene.png")]) == 0
+    assert same(expected, tmp_path / "scene_again.png")
+    assert compose(scene, "--preview", "model=./nowhere") == 0
+    for change, message in (
+        ({"concept": "pop"}, "regions[0].concept: the model knows no 'pop'; did you mean 'pip'?"),
+        ({"concept": None}, "regions[0].concept: expected the name of a concept for {concept}"),
+        ({"prompt": "a boy"}, "regions[0].prompt: expected {concept}, where the tokens of 'pip' stand"),
+    ):
+        regions = [scene["regions"][0] | change, scene["regions"][1]]
+        assert compose(scene | {"regions": regions}, "--check") == 2
+        assert message in capsys.readouterr().err
+    assert compose(scene | {"concepts": []}, "--check") == 2
+    assert "regions[0].concept: the model knows no 'pip'; it has none" in capsys.readouterr().err
+
+
+def test_rows_and_columns_are_boxes(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    assert compose(scene, "edges=soft") == 0
+    boxes = (tmp_path / "scene.png").rename(tmp_path / "boxes.png")
+    scene["layout"] = "1,1"
+    scene["regions"] = [{"prompt": region["prompt"]} for region in scene["regions"]]
+    assert compose(scene) == 0
+    assert same(boxes, tmp_path / "scene.png")
+
+
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
@@ -117,7 +216,34 @@ def test_published_regions_make_the_same_picture(
         ({"regions": [{"box": [0.5, 0, 0.2, 1], "prompt": "a"}]}, ["regions[0].box", "no area"]),
         ({"regions": [{"box": [0.5, 0, 1.2, 1], "prompt": "a"}]}, ["regions[0].box", "fractions from 0 to 1"]),
         ({"regions": [{"box": [-1, 0, 5, 5], "prompt": "a"}]}, ["regions[0].box", "not inside"]),
-        ({"regions": [{"boxes": 1}]}, ["boxes: unknown option; did you mean 'box'?", "box: missing"]),
+        ({"regions": [{"boxes": 1}]}, ["boxes: unknown option; did you mean 'box'?", "prompt: missing"]),
+        ({"regions": [{"prompt": "a", "colour": None}]}, ["regions[0]: expected one of box, polygon, mask"]),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1], "mask": "m.png"}]}, ["one shape, found box and mask"]),
+        ({"regions": [{"prompt": "a", "polygon": [[0, 0], [1, 1]]}]}, ["polygon: expected at least 3 corners"]),
+        ({"regions": [{"prompt": "a", "polygon": [[0, 0], [1, 1], [0.5, 0.5]]}]}, ["polygon: its 3 corners have no"]),
+        ({"regions": [{"prompt": "a", "polygon": [[0, 0], [9, 9], [0, 70]]}]}, ["corner [0, 70] is not inside"]),
+        ({"regions": [{"prompt": "a", "mask": "nowhere.png"}]}, ["regions[0].mask: nowhere.png: no such picture"]),
+        ({"regions": [{"prompt": "a", "colour": "red"}]}, ["regions[0].colour", "in 'masks', found none"]),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1], "start": 0.5, "end": 0.5}]}, ["start, end: expected"]),
+        ({"regions": [{"prompt": "a", "box": [0, 0, 1, 1], "guidance": 0.5}]}, ["regions[0].guidance: expected 1"]),
+        ({"region_schedule": [[0, 1.5]]}, ["region_schedule: expected pairs such as"]),
+        ({"region_schedule": [[0, 1], [0, 0.5]]}, ["region_schedule: expected one factor for each part"]),
+        ({"regions": [], "base_prompt": "a", "common_prompt": "b"}, ["base_prompt: expected regions", "common_prom"]),
+        ({"base_prompt": "a <pop1>", "background_prompt": "a <pop2>"}, ["<pop1> is no", "<pop2> is no"]),
+        ({"common_prompt": "a <pop1>", "common_negative": "a <pop2>"}, ["<pop1> is no", "<pop2> is no"]),
+        ({"masks": "nowhere.png"}, ["masks: expected regions that name a 'colour'"]),
+        ({"layout": "1,2,1"}, ["regions[0].box: expected no shape beside the scene's layout '1,2,1'"]),
+        ({"layout": "1,1; 1", "regions": [{"prompt": "a"}]}, ["as many cells as regions (1), found 3"]),
+        ({"layout": "1,,1", "regions": [{"prompt": "a"}]}, ["layout: row 1: expected widths above 0", "'1,,1'"]),
+        ({"layout": "1", "regions": []}, ["layout: expected regions for the cells"]),
+        (
+            {"regions": [{"box": [0, 0, 1, 1], "prompt": "a", "feather": 4}], "edges": "hard"},
+            ["regions[0].feather: expected edges: soft"],
+        ),
+        (
+            {"regions": [{"box": [0, 0, 1, 1], "prompt": "a", "priority": 1}, {"box": [0, 0, 0.5, 1], "prompt": "b"}]},
+            ["regions[1]: lies wholly under regions of higher priority"],
+        ),
         ({"rewrite": "[a]-*-[]-*-[1, 2", "regions": []}, ["rewrite, column"]),
         ({"rewrite": "[a]-*-[]-*-[0, 0, 1, 1]"}, ["regions from one place"]),
         ({"layout": "nowhere.txt", "regions": []}, ["nowhere.txt"]),
@@ -267,8 +393,72 @@ def test_networks_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert parse_network("b=best.safetensors") == {"file": "b=best.safetensors"}
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model is an error."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("mixshow.recipes.compose.load_base", fail)
+    monkeypatch.setattr("mixshow.recipes.compose.load_adapter", fail)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_scene_is_checked_without_its_model(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert compose(scene, "--check") == 0
+    assert "nothing found to be wrong" in capsys.readouterr().err
+    scene |= {"size": [100, 64], "prompt": "a <pop1>"}
+    assert compose(scene, "--check") == 2
+    said = capsys.readouterr().err
+    assert "width: expected a multiple of 64" in said and "<pop1> is no concept token" in said
+    wrong = {"device": "abacus", "scheduler": "DDIM", "scheduler_options": {"eta_max": 1}, "concepts": ["lost.pth"]}
+    assert compose(scene | wrong, "--check") == 2
+    said = capsys.readouterr().err
+    assert "device: expected" in said and "'eta_max'" in said and "concepts[0]: lost.pth" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.yml"]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_concept_tokens_are_checked_without_the_model(
+    tiny: Base, compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
+    scene |= {"concepts": [str(tmp_path / "pip.safetensors")], "prompt": "a <pip1> <pip2>"}
+    assert compose(scene, "--check") == 0
+    assert compose(scene, "--check", "prompt=a <pip3>") == 2
+    assert "<pip3> is no concept token of model" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_preview_needs_no_model(
+    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    scene["model"] = "./nowhere"
+    assert compose(scene, "--preview") == 0
+    assert Image.open(tmp_path / "scene_preview.png").width == 512
+    assert compose({"prompt": "a boy", "output": scene["output"]}, "--preview") == 2
+    assert "found nothing to preview" in capsys.readouterr().err
+    scene["regions"][0]["box"] = [0, 0, 900, 9]
+    assert compose(scene, "--preview") == 2
+    assert "regions[0].box" in capsys.readouterr().err
+
+
+def test_seed_ranges_make_a_picture_each(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    assert compose(scene, "seeds=2-4", "steps=1") == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"scene_seed{seed}.png" for seed in (2, 3, 4)]
+    assert compose(scene | {"seeds": [7, "9-9"]}, "steps=1") == 0
+    assert read_about(tmp_path / "scene_seed9.png")["scene"]["seeds"] == [9]
+    assert compose(scene, "seeds=4-2") == 2
+    assert compose(scene, "seeds=[1,1]") == 2
+
+
 def test_seed_lists() -> None:
     assert parse_seeds("1, 5,7-9") == [1, 5, 7, 8, 9]
+    assert parse_seeds(3) == [3]
+    assert parse_seeds([4, "0-2"]) == [4, 0, 1, 2]
     with pytest.raises(MixshowError):
         parse_seeds("5-3")
 
@@ -286,14 +476,14 @@ def test_every_options_file_runs(
     tiny: Base, tiny_folder: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(OPTIONS.glob("*.yml"))
-    assert len(files) == 2
+    assert len(files) == 3
     (tmp_path / "options").symlink_to(OPTIONS.parent)
     (tmp_path / "data" / "poses").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for file in files:
         options = yaml.safe_load(file.read_text())
         Image.new("RGB", options["size"], "white").save(tmp_path / "data" / "poses" / "three.png")
-        names = [region["prompt"].split("<")[1].split("1>")[0] for region in options["regions"]]
+        names = [region.get("concept") or re.findall(r"<(\w+)1>", region["prompt"])[0] for region in options["regions"]]
         concepts = []
         for name in names:
             concepts.append(tmp_path / f"{name}.safetensors")

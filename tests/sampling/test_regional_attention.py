@@ -7,6 +7,7 @@ from torch import Tensor
 from mixshow.edlora.concept import attach_concepts
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base, cross_attention_layers, encode_prompts
+from mixshow.sampling.areas import Mask
 from mixshow.sampling.compose import compose
 from mixshow.sampling.generate import sample
 from mixshow.sampling.precision import Precision
@@ -50,6 +51,47 @@ def test_one_region_covering_everything_is_its_plain_prompt(tiny: Base) -> None:
     whole = Region(PixelBox(0, 0, *SIZE), "a boy", "blue")
     plan = RegionPlan([whole], "a dog", "red", size=SIZE)
     torch.testing.assert_close(predict(tiny, plan), plain(tiny, ["blue", "a boy"]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_ratio_of_one_is_no_region(tiny: Base) -> None:
+    regions = [
+        Region(box, "a boy", "blue", base_ratio=1.0) for box in (PixelBox(0, 0, 64, 64), PixelBox(20, 0, 128, 50))
+    ]
+    plan = RegionPlan(regions, "a dog", "red", size=SIZE)
+    torch.testing.assert_close(predict(tiny, plan), plain(tiny, ["red", "a dog"]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("edges", Edges)
+def test_the_order_of_regions_does_not_matter(tiny: Base, edges: Edges) -> None:
+    regions = [
+        Region(PixelBox(0, 10, 50, 64), "a boy", "blue", 0.2),
+        Region(PixelBox(30, 0, 100, 60), "a girl", weight=2.0),
+        Region(PixelBox(90, 0, 128, 64), "a toy", priority=1),
+    ]
+    found = [
+        predict(tiny, RegionPlan(order, "a dog", "red", size=SIZE, edges=edges)) for order in (regions, regions[::-1])
+    ]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_of_zero_and_one_are_hard_boxes_on_the_coarsest_grid(tiny: Base) -> None:
+    """A box of whole positions of the coarsest layers (1 x 2 here): soft or hard, box or mask are the same."""
+    box = PixelBox(64, 0, 128, 64)
+    plans = [
+        RegionPlan([Region(area, "a boy", "blue", 0.2)], "a dog", "red", size=SIZE, edges=edges)
+        for area in (box, Mask(box.coverage(64, 128, SIZE, Edges.SOFT)))
+        for edges in Edges
+    ]
+    expected = predict(tiny, plans[0])
+    assert not torch.allclose(expected, plain(tiny, ["red", "a dog"]), rtol=1e-3, atol=1e-3)
+    for plan in plans[1:]:
+        assert torch.equal(predict(tiny, plan), expected)
+
+
+def test_removing_the_processors_restores_the_model(tiny: Base) -> None:
+    before = plain(tiny, ["red", "a dog"])
+    predict(tiny, RegionPlan([Region(PixelBox(0, 0, 64, 64), "a boy")], "a dog", "red", size=SIZE))
+    assert torch.equal(plain(tiny, ["red", "a dog"]), before)
 
 
 @pytest.mark.parametrize("edges", Edges)
@@ -97,8 +139,8 @@ def test_keys_are_computed_once(tiny: Base) -> None:
     layer = tiny.unet.get_submodule(cross_attention_layers(tiny.unet)[3])
     hook = layer.to_k.register_forward_hook(lambda *_: calls.append(1))
     try:
-        scene = Scene("a dog", SIZE, regions=(Region(PixelBox(0, 0, 64, 64), "a boy"),), steps=3)
-        compose(tiny, scene, seeds=[0, 1])
+        regions = (Region(PixelBox(0, 0, 64, 64), "a boy"), Region(PixelBox(9, 0, 99, 64), "a girl", span=(0.4, 0.7)))
+        compose(tiny, Scene("a dog", SIZE, regions=regions, steps=3), seeds=[0, 1])
     finally:
         hook.remove()
     assert len(calls) == 1

@@ -1,0 +1,85 @@
+"""Options of one region of a scene."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from mixshow.config.load import Section, option
+
+_SHAPES = ("box", "polygon", "mask", "colour", "png")
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionOptions(Section):
+    """A part of the picture: one of `box`, `polygon`, `mask`, `colour` and `png`, or a cell of the scene's `layout`."""
+
+    prompt: str = option("what is in the region; {concept} stands for the tokens of 'concept'")
+    concept: str | None = option("name of a concept: pip, of <pip1> <pip2>", None)
+    box: tuple[float, float, float, float] | None = option(
+        "[left, top, right, bottom]: fractions of the picture when none is above 1, otherwise pixels", None
+    )
+    polygon: list[tuple[float, float]] | None = option(
+        "corners [[x, y], ...]: fractions of the picture when none is above 1, otherwise pixels", None
+    )
+    mask: Path | None = option("a grey picture, white inside; one of another size is stretched over the scene", None)
+    colour: str | None = option("its colour in the picture of 'masks', in quotes: \"#ff0000\"", None)
+    png: str | None = option("a mask in base64, as pictures that mixshow made carry it", None)
+    negative_prompt: str | None = option("what is not; null: the scene's negative prompt", None)
+    base_ratio: float = option("part of the attention that stays with the scene's base prompt, 0 to 1", 0.0)
+    start: float = option("from which part of the steps on its prompt acts, 0.0 to 1.0; before, the base prompt", 0.0)
+    end: float = option("up to which part of the steps its prompt acts; behind it, the base prompt", 1.0)
+    guidance: float | None = option("classifier-free guidance in its area; null: the scene's", None)
+    seed_offset: int = option("its area starts from the noise of the picture's seed plus this", 0)
+    feather: float = option(
+        "width of a soft border, half of it outside: pixels, or a fraction of the shorter side when below 1", 0.0
+    )
+    priority: float = option("where regions overlap the higher one is seen", 0.0)
+    weight: float = option("where regions of one priority overlap they share the place by their weights", 1.0)
+
+    @property
+    def shape(self) -> str | None:
+        """The option its shape is in; None: it has none."""
+        return next((name for name in _SHAPES if getattr(self, name) is not None), None)
+
+    def problems(self) -> list[str]:
+        found = [*self._box_problems(), *self._polygon_problems()]
+        given = [name for name in _SHAPES if getattr(self, name) is not None]
+        if len(given) > 1:
+            found.append(f"{given[1]}: expected one shape, found {' and '.join(given)}")
+        if not 0 <= self.base_ratio <= 1:
+            found.append(f"base_ratio: expected 0 to 1, found {self.base_ratio}")
+        if not 0 <= self.feather < math.inf:
+            found.append(f"feather: expected 0 or more pixels, found {self.feather}")
+        if not 0 <= self.start < self.end <= 1:
+            found.append(f"start, end: expected 0 <= start < end <= 1, found {self.start} and {self.end}")
+        if self.guidance is not None and not 1 <= self.guidance < math.inf:
+            found.append(f"guidance: expected 1 or more, found {self.guidance}")
+        if not math.isfinite(self.priority):
+            found.append(f"priority: expected a number, found {self.priority}")
+        if not 0 < self.weight < math.inf:
+            found.append(f"weight: expected a number above 0, found {self.weight}")
+        return found
+
+    def _box_problems(self) -> list[str]:
+        if self.box is None:
+            return []
+        left, top, right, bottom = self.box
+        found = []
+        if right <= left or bottom <= top:
+            found.append(f"box: expected left < right and top < bottom, found no area in {list(self.box)}")
+        if max(self.box) > 1 and not all(float(number).is_integer() for number in self.box):
+            found.append(f"box: expected fractions from 0 to 1, or whole numbers of pixels, found {list(self.box)}")
+        if min(self.box) < 0:
+            found.append(f"box: {list(self.box)} is not inside the picture; expected no negative numbers")
+        return found
+
+    def _polygon_problems(self) -> list[str]:
+        if self.polygon is None:
+            return []
+        if len(self.polygon) < 3:
+            return [f"polygon: expected at least 3 corners [x, y], found {len(self.polygon)}"]
+        if not all(math.isfinite(number) for corner in self.polygon for number in corner):
+            return ["polygon: expected numbers, found infinite ones or none"]
+        return []
