@@ -98,9 +98,7 @@ class RegionPlan:
         self._schedule = sorted(schedule)
         self._strengths = (1.0,) * len(regions)  # of regions' own prompts at the step that is computed
         self._routings: dict[tuple[int, torch.device, tuple[float, ...]], _Routing] = {}
-        self._maps: dict[
-            tuple[int, int], Tensor
-        ] = {}  # soft shares of single pixels and of each resolution's positions
+        self._maps: dict[tuple[int, int], Tensor] = {}  # soft shares of pixels and of each resolution's positions
 
     def begin_step(self, step: int, steps: int) -> None:
         """Weigh the texts as at step `step` of `steps`; before the first call all regions act."""
