@@ -23,6 +23,7 @@ from mixshow.core.files import folder_written_atomically, read_json, write_json
 from mixshow.models.checkpoint import open_checkpoint
 from mixshow.models.folder import folder_parts, model_index
 from mixshow.models.kinds import PREDICTIONS
+from mixshow.models.schedule import make_scheduler
 from mixshow.models.topology import Topology, describe
 from mixshow.models.vocabulary import ConceptVocabulary
 
@@ -84,6 +85,11 @@ class Base:
     def prediction_type(self) -> str:
         """What the UNet predicts: `epsilon` (noise) or `v_prediction` (arXiv 2202.00512)."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Length of the noise schedule."""
+        return int(make_scheduler(self, "DDPM").config.num_train_timesteps)
 
     @property
     def device(self) -> torch.device:
