@@ -17,10 +17,11 @@ from mixshow.core.files import read_safetensors, write_safetensors
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.lycoris import load_network
 from mixshow.models.base import Base
+from mixshow.models.checkpoint import EMBEDDINGS
 
 FORMAT_VERSION = 1
 TEXT_WIDTHS, NETWORK_OPTIONS = "text_widths", "network_options"
-_EMBEDDING_PREFIXES = ("mixshow.embedding.text_encoder.", "mixshow.embedding.text_encoder_2.")
+_EMBEDDING_PREFIXES = (f"{EMBEDDINGS}text_encoder.", f"{EMBEDDINGS}text_encoder_2.")
 
 
 @dataclasses.dataclass(frozen=True)
