@@ -54,27 +54,25 @@ def single_file_problem(base: Base) -> str | None:
 
     Such files hold no configuration: what a reader would take the tensors for is compared with what the base is.
     """
-    problem = _tokens_problem(base)
-    if problem is None:
-        shapes_only = {
-            name: {key: torch.empty_like(tensor, device="meta") for key, tensor in state.items()}
-            for name, state in _states(base).items()
-        }
-        try:
-            shapes = {name: tuple(tensor.shape) for name, tensor in _original(base, shapes_only).items()}
-            read = {**outline_of(shapes, "base"), "vae": _outline_of_vae(shapes, _family(base))}
-        except MixshowError as error:
-            problem = str(error)
-        else:
-            problem = next(
-                (
-                    f"a single file cannot say that the {name}'s {what}"
-                    for name, model in {**base.models, "vae": base.vae}.items()
-                    for what in _differences(model, shapes_only[name], read[name])
-                ),
-                None,
-            )
-    return None if problem is None else f"{problem}; write a folder instead"
+    problem = _tokens_problem(base) or _models_problem(base)
+    return problem and f"{problem}; write a folder instead"
+
+
+def _models_problem(base: Base) -> str | None:
+    """Why a reader, who sees names and shapes only, would make other models of the tensors."""
+    shapes_only = {
+        name: {key: torch.empty_like(tensor, device="meta") for key, tensor in state.items()}
+        for name, state in _states(base).items()
+    }
+    try:
+        shapes = {name: tuple(tensor.shape) for name, tensor in _original(base, shapes_only).items()}
+        read = {**outline_of(shapes, "base"), "vae": _outline_of_vae(shapes, _family(base))}
+    except MixshowError as error:
+        return str(error)
+    for name, model in {**base.models, "vae": base.vae}.items():
+        for what in _differences(model, shapes_only[name], read[name]):
+            return f"a single file cannot say that the {name}'s {what}"
+    return None
 
 
 def _family(base: Base) -> Family:
