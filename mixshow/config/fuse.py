@@ -154,7 +154,8 @@ class ReportOptions(Section):
 class FuseOptions(Section):
     base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file")
     concepts: list[ConceptOptions] | Path = option("the concepts, or a concept list of Mix-of-Show (.json)")
-    output: Path = option("folder of the fused model (diffusers form)")
+    output: Path = option("the fused model: a folder (diffusers form), or one file whose name ends in .safetensors")
+    output_dtype: Literal["fp32", "fp16", "bf16"] = option("of the tensors in a single file; folders have fp32", "fp32")
     preset: Literal["default", "published"] = option(
         "default, or published for Mix-of-Show's rows, order and no ridge", "default"
     )
@@ -167,7 +168,15 @@ class FuseOptions(Section):
     device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")
 
     def problems(self) -> list[str]:
-        return ["concepts: expected at least one"] if self.concepts == [] else []
+        folder = self.output.suffix != ".safetensors"
+        return [
+            *(["concepts: expected at least one"] if self.concepts == [] else []),
+            *(
+                [f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out"]
+                if folder and self.output_dtype != "fp32"
+                else []
+            ),
+        ]
 
 
 def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOptions:

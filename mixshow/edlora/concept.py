@@ -17,10 +17,11 @@ from mixshow.core.files import read_safetensors, write_safetensors
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.lycoris import load_network
 from mixshow.models.base import Base
+from mixshow.models.checkpoint import EMBEDDINGS
 
 FORMAT_VERSION = 1
-TEXT_WIDTHS = "text_widths"
-_EMBEDDING_PREFIXES = ("mixshow.embedding.text_encoder.", "mixshow.embedding.text_encoder_2.")
+TEXT_WIDTHS, NETWORK_OPTIONS = "text_widths", "network_options"
+_EMBEDDING_PREFIXES = (f"{EMBEDDINGS}text_encoder.", f"{EMBEDDINGS}text_encoder_2.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Concept:
         embeddings: for each concept token `[layers, width]`, in prompt order; for a base with two text encoders theirs
             side by side, and their widths are the metadata's `text_widths`.
         network: tensors of a network file (kohya/LyCORIS keys).
-        metadata: `base`, `topology` (fingerprint), `class_word`, `options`, ... plain JSON values.
+        metadata: `base`, `topology` (fingerprint), `class_word`, `options`, ... plain JSON values; `network_options`:
+            see `Network.file_options`.
         source: where it was read from, for messages.
     """
 
@@ -101,11 +103,12 @@ def attach_concepts(
             try:
                 base, embedding = ConceptEmbedding(concept.embeddings).to(base.device).attach(base)
                 attachment.add(embedding.detach)
-                network = load_network(base.models, concept.network)
+                network = load_network(base.models, concept.network, options=concept.metadata.get(NETWORK_OPTIONS, {}))
             except MixshowError as error:
                 raise MixshowError(f"{concept.source or concept.text}: {error}") from error
             network.multiplier = 1.0 if strengths is None else strengths[i]
             network.requires_grad_(False)
+            network.num_train_timesteps = base.num_train_timesteps
             attachment.add(network.attach().detach)
     except BaseException:
         attachment.detach()

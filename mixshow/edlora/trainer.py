@@ -20,7 +20,7 @@ from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.attention_maps import concept_positions
 from mixshow.edlora.checkpoint import read_newest_checkpoint, remove_checkpoints, write_checkpoint
-from mixshow.edlora.concept import TEXT_WIDTHS, Concept
+from mixshow.edlora.concept import NETWORK_OPTIONS, TEXT_WIDTHS, Concept
 from mixshow.edlora.data import Encoded, LatentSource, TrainingData
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.interrupt import StepInterrupt
@@ -117,6 +117,7 @@ class Trainer:
         self.accelerator = accelerator or Accelerator()
         self.latents = LatentSource(base, data)
         self.schedule = make_scheduler(base, "DDPM")
+        network.num_train_timesteps = self.schedule.config.num_train_timesteps
         self.step = 0
         self.frozen_at: int | None = None
         self.loss: float | None = None
@@ -139,6 +140,8 @@ class Trainer:
     def concept(self) -> Concept:
         """The concept as trained so far."""
         metadata = {**self.metadata, "step": self.step}
+        if options := self.network.file_options():
+            metadata[NETWORK_OPTIONS] = options
         if len(self.base.text_widths) > 1:
             metadata[TEXT_WIDTHS] = list(self.base.text_widths)
         return Concept(self.embedding.by_token(), self.network.file_tensors(), metadata)
@@ -232,7 +235,6 @@ class Trainer:
         noised = [self._noised(entry, number) for entry, number in zip(encoded, numbers)]
         latents, noise, timesteps = (torch.stack(parts).to(base.device) for parts in zip(*noised))
         prompts = [draw.prompt for draw in draws]
-        self.network.set_timestep(timesteps, self.schedule.config.num_train_timesteps)
         with accelerator.autocast():
             states = prompt_states(base, prompts)
         regularised = self.loss_options.attention_weight > 0

@@ -15,13 +15,13 @@ from torch import Tensor
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
 from mixshow.fusion.collect import Collection, Statistics, record
-from mixshow.fusion.embedding_table import with_concept_tokens
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
 from mixshow.fusion.problem import build_problems
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
+from mixshow.models.embedding_table import with_concept_tokens
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import Tensor
 from mixshow.core.errors import MixshowError
 from mixshow.edlora.concept import Concept
 from mixshow.edlora.embedding import ConceptEmbedding
-from mixshow.fusion.layers import Stage, layers_of, put_in_place
+from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.statistics import is_elementwise
 from mixshow.lycoris import Network, load_network
+from mixshow.lycoris.algorithm import Algorithm
 from mixshow.lycoris.carrier import own_weight
 from mixshow.models import Base
 
@@ -33,6 +34,7 @@ class Member:
     weight: float = 1.0
     text_encoder: float = 1.0
     unet: float = 1.0
+    _loaded: list[Network] = dataclasses.field(default_factory=list, init=False, repr=False)  # none, or the last base's
 
     def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> dict[str, Tensor]:
         """Its weight changes at its strengths, by module path, in at least float32.
@@ -43,12 +45,8 @@ class Member:
         Raises:
             MixshowError: the network was made for another base.
         """
-        network, layers = self._network(base, stages), layers_of(base)
         found = {}
-        for name, adapter in network.adapters.items():
-            layer, strength = layers[name], self._strength(layers[name].stage)
-            if strength == 0:
-                continue
+        for layer, adapter, strength in self._active(base, stages):
             change, bias = adapter.change_at(own_weight(layer.module), strength), adapter.bias_delta()
             if bias is not None:
                 bias = strength * bias.reshape(-1, 1)
@@ -64,25 +62,25 @@ class Member:
         Raises:
             MixshowError: the network was made for another base.
         """
-        layers = layers_of(base)
-        return {
-            layers[name].path
-            for name, adapter in self._network(base, stages).adapters.items()
-            if adapter.bias_delta() is not None and self._strength(layers[name].stage) != 0
-        }
+        return {layer.path for layer, adapter, _ in self._active(base, stages) if adapter.bias_delta() is not None}
 
-    def _network(self, base: Base, stages: Iterable[Stage]) -> Network:
-        """Its network on the layers of some stages."""
+    def _active(self, base: Base, stages: Iterable[Stage]) -> Iterator[tuple[Layer, Algorithm, float]]:
+        """The layers of some stages that it changes, by what, and at which strength."""
         stages, layers = set(stages), layers_of(base)
-        wanted = {}
-        for key, tensor in self.concept.network.items():
-            layer = layers.get(key.partition(".")[0])
-            if layer is None or layer.stage in stages:  # unknown names are left to the network's own message
-                wanted[key] = tensor
-        try:
-            return load_network(base.models, wanted).requires_grad_(False)
-        except MixshowError as error:
-            raise MixshowError(f"{self.concept.source or self.concept.text}: {error}") from error
+        for name, adapter in self._network(base).adapters.items():
+            layer = layers[name]
+            strength = self._strength(layer.stage)
+            if layer.stage in stages and strength != 0:
+                yield layer, adapter, strength
+
+    def _network(self, base: Base) -> Network:
+        """Its network on a base, read once: some algorithms decompose every weight for it."""
+        if not self._loaded or self._loaded[0].models != base.models:
+            try:
+                self._loaded[:] = [load_network(base.models, self.concept.network).requires_grad_(False)]
+            except MixshowError as error:
+                raise MixshowError(f"{self.concept.source or self.concept.text}: {error}") from error
+        return self._loaded[0]
 
     def _strength(self, stage: Stage) -> float:
         return self.text_encoder if stage is Stage.TEXT else self.unet

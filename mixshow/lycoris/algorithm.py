@@ -33,6 +33,9 @@ class Algorithm(nn.Module, ABC):
     name: ClassVar[str]  # as options spell it
     aliases: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, str]] = {}  # its own options, each with one line of help
+    # Those of them that still act after training and that tensors do not tell, attributes of these names and keywords
+    # of `from_tensors`. Files hold them as metadata.
+    file_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +64,8 @@ class Algorithm(nn.Module, ABC):
     def from_tensors(cls, tensors: Mapping[str, Tensor], module: nn.Module) -> Self:
         """From a file's tensors (without the module's name in front); geometry follows from them alone.
 
+        `file_options` are further keywords with defaults.
+
         Raises:
             MixshowError: the tensors do not fit the module.
         """
@@ -68,6 +73,10 @@ class Algorithm(nn.Module, ABC):
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The tensors a file holds, in the order they are written."""
+
+    def told_options(self) -> dict[str, float]:
+        """The values of `file_options`, where they mean anything."""
+        return {option: getattr(self, option) for option in self.file_options}
 
     @abstractmethod
     def delta(self, weight: Tensor) -> Tensor:
@@ -156,6 +165,11 @@ class Algorithm(nn.Module, ABC):
     def shrink(self, ratio: float) -> None:
         """Multiply the delta by a ratio, through the parameters."""
         raise MixshowError(f"algorithm '{self.name}': has no norm to bound; leave the max-norm option out")
+
+    @property
+    def timed(self) -> bool:
+        """Whether its forward depends on the diffusion time."""
+        return False
 
     def set_timestep(self, timestep: int | Tensor | None, steps: int = 1000) -> None:
         """Tell an algorithm that depends on it the diffusion time of what comes next (None: any); most do not."""

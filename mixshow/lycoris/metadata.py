@@ -37,7 +37,7 @@ def network_metadata(
     Args:
         algo: the algorithm, or several with commas.
         dim: rank of the network; None: it has none, or several.
-        options: the algorithm's options.
+        options: the algorithm's options; values by file name where modules differ.
         more: further `ss_...` entries of a training: steps, rates, captions. Values are written as text.
     """
     version = base_version(models)
@@ -48,10 +48,41 @@ def network_metadata(
         "ss_network_module": "networks.lora" if algo in ("lora", "locon") and not options else "lycoris.kohya",
         "ss_network_dim": dim,
         "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps({key: str(value) for key, value in arguments.items()}),
+        "ss_network_args": json.dumps(
+            {key: value if isinstance(value, Mapping) else str(value) for key, value in arguments.items()}
+        ),
         **(more or {}),
     }
     return {key: value if isinstance(value, str) else str(value) for key, value in found.items()}
+
+
+def options_told(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a network that its file's metadata tells: `ss_network_args`, or a concept file's `network_options`.
+
+    Returns:
+        Values as they were written; by file name where modules differ.
+    """
+    of_concept = _entries(metadata.get("mixshow")).get("network_options")
+    return _entries(metadata.get("ss_network_args")) | _entries(of_concept)
+
+
+def options_of(told: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What is told of one module, by its file name."""
+    return {
+        option: value[name] if isinstance(value, Mapping) else value
+        for option, value in told.items()
+        if not isinstance(value, Mapping) or name in value
+    }
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """A metadata entry that holds several, as JSON text or read; none where it is something else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return {}
+    return value if isinstance(value, dict) else {}
 
 
 def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

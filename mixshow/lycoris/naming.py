@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import nn
 
 from mixshow.core.errors import MixshowError
-from mixshow.lycoris.sgm import sgm_names
+from mixshow.core.sgm import sgm_names
 
 # Model -> prefix that is written. `model` is any one module, under the name LyCORIS gives it; models of other names
 # get `lora_<name>`. A text encoder that has a second one beside it is `lora_te1`.

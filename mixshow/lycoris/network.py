@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from mixshow.lycoris.carrier import Strength
 from mixshow.lycoris.files import write_network_file
 from mixshow.lycoris.metadata import network_metadata
 from mixshow.lycoris.naming import modules_by_file_name
+from mixshow.lycoris.timesteps import tell_timesteps
 
 
 class Network(nn.Module):
@@ -30,6 +31,9 @@ class Network(nn.Module):
 
     Attributes:
         adapters: the algorithm instances.
+        num_train_timesteps: length of the models' noise schedule. Once it is known, a model whose forward takes a
+            `timestep` tells its adapters the time of every forward while the network is attached; None: they are told
+            by `set_timestep` alone.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Network(nn.Module):
         self.models: dict[str, nn.Module] = dict(models)
         modules = modules_by_file_name(models)
         self.targets: dict[str, nn.Module] = {name: modules[name] for name in adapters}
+        self.num_train_timesteps: int | None = None
         self._strength = Strength(float(multiplier))
         self._attachment: Attachment | None = None
         self._merging: Attachment | None = None
@@ -76,9 +81,17 @@ class Network(nn.Module):
     def attach(self) -> Self:
         """Make the models behave as changed by this network, until `detach()`. A merged network adds nothing more."""
         if self._attachment is None:
-            self._attachment = self._on_every_module(
+            attachment = self._on_every_module(
                 lambda module, adapter: carrier.attach(module, adapter, self._strength), carrier.detach
             )
+            try:
+                for model in self.models.values():
+                    timed = [adapter for adapter in self._adapters_in(model) if adapter.timed]
+                    attachment.add(tell_timesteps(model, timed, lambda: self.num_train_timesteps).detach)
+            except BaseException:
+                attachment.detach()
+                raise
+            self._attachment = attachment
         return self
 
     def detach(self) -> None:
@@ -97,7 +110,8 @@ class Network(nn.Module):
         """Put the change, at the multiplier, into the models' weights, until `unmerge()`; a second call does nothing.
 
         The sum is rounded once to the weights' type, which in 16 bits loses part of a small change; attached, nothing
-        is lost. The weights there were are kept aside.
+        is lost. Weights know no time: where ranks depend on it, all of them are merged. The weights there were are kept
+        aside.
         """
         if self._merging is None:
             kinds = {carrier.own_weight(module).dtype for module in self.targets.values()}
@@ -106,6 +120,8 @@ class Network(nn.Module):
                     "merged into %s weights: the sum is rounded to their precision; attached networks lose nothing",
                     name.removeprefix("torch."),
                 )
+            if any(adapter.timed for adapter in self.adapters.values()):
+                log.info("merged with all ranks; which of them act at which time, only attached networks follow")
             self._merging = self._on_every_module(
                 lambda module, adapter: carrier.merge(module, adapter, self.multiplier), carrier.unmerge
             )
@@ -134,6 +150,10 @@ class Network(nn.Module):
             raise
         return attachment
 
+    def _adapters_in(self, model: nn.Module) -> Iterator[Algorithm]:
+        inside = set(model.modules())
+        yield from (adapter for name, adapter in self.adapters.items() if self.targets[name] in inside)
+
     def deltas(self) -> Iterator[tuple[str, Tensor]]:
         """`(file name, delta)` of every adapter, without the multiplier, one at a time."""
         for name, adapter in self.adapters.items():
@@ -145,6 +165,21 @@ class Network(nn.Module):
             f"{name}.{key}": tensor.detach() for name, a in self.adapters.items() for key, tensor in a.tensors().items()
         }
 
+    def file_options(self) -> dict[str, Any]:
+        """Options that still act and that tensors do not tell, for a file's metadata.
+
+        Returns:
+            One value each; by file name where adapters differ.
+        """
+        told = {name: adapter.told_options() for name, adapter in self.adapters.items()}
+        found: dict[str, Any] = {}
+        for option in sorted({option for options in told.values() for option in options}):
+            values = {name: options[option] for name, options in told.items() if option in options}
+            asked = sum(option in adapter.file_options for adapter in self.adapters.values())
+            same = len(values) == asked and len(set(values.values())) == 1
+            found[option] = next(iter(values.values())) if same else values
+        return found
+
     def save(self, path: Path | str, metadata: Metadata | None = None) -> None:
         """Write a network file as kohya's programs and LyCORIS read it, with `ss_...` metadata and hashes.
 
@@ -155,7 +190,7 @@ class Network(nn.Module):
             MixshowError: the disk is full or the place cannot be written.
         """
         kinds = sorted({adapter.name for adapter in self.adapters.values()})
-        usual = network_metadata(self.models, algo=",".join(kinds))
+        usual = network_metadata(self.models, algo=",".join(kinds), options=self.file_options())
         write_network_file(path, self.file_tensors(), {**usual, **(metadata or {})})
 
     def parameters_of(self, prefix: str) -> list[nn.Parameter]:
@@ -172,7 +207,9 @@ class Network(nn.Module):
         return sum(norm >= max_norm for norm in norms), sum(norms) / max(len(norms), 1), max(norms, default=0.0)
 
     def set_timestep(self, timestep: int | Tensor | None, steps: int = 1000) -> None:
-        """Tell the algorithms that depend on it the diffusion time of what comes next.
+        """Tell the algorithms that depend on it the diffusion time of what comes next, all of them.
+
+        An attached network whose `num_train_timesteps` is set is told by the UNet itself, before every forward.
 
         Args:
             timestep: one number, or one per picture `[batch]`; None: no particular one.

@@ -5,7 +5,8 @@ al. 2025 (arXiv 2507.05964). It is computed as `s [P - P0, P0] [l Q; l Q - l0 Q0
 difference of two large products.
 
 Files hold P, Q, l but not their start, which is found again in the weight: on another base they mean another change.
-A start that is not the weight's largest singular values is written with them. `low_rank` needs neither.
+A start that is not the weight's largest singular values is written with them. `low_rank` needs neither. Which ranks act
+at which time only metadata tells; files without it have all ranks at all times.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class TLoRA(Algorithm):
         left: P `[out, r]`.
         values: l `[r]`.
         right: Q `[r, in * kernel]`.
-        min_rank, rank_power: at time t of T, `floor(((T - t) / T)^rank_power (r - min_rank)) + min_rank` ranks.
+        min_rank, rank_power: at time t of T, `floor(((T - t) / T)^rank_power (r - min_rank)) + min_rank` ranks;
+            with min_rank None all of them.
         alpha: as files have it, but for `bounded`.
         bounded: what max-norm regularisation left of the scale, which the factors cannot hold.
     """
@@ -51,6 +53,7 @@ class TLoRA(Algorithm):
         "min_rank": "ranks that are used at the noisiest time",
         "rank_power": "how fast ranks are taken away as the noise grows; 1: evenly",
     }
+    file_options = ("min_rank", "rank_power")
     bounded: Tensor
 
     def __init__(
@@ -60,7 +63,7 @@ class TLoRA(Algorithm):
         alpha: float,
         *,
         shape: tuple[int, ...],
-        min_rank: int = 1,
+        min_rank: int | None = None,
         rank_power: float = 1.0,
         found_again: bool = True,
     ) -> None:
@@ -68,8 +71,18 @@ class TLoRA(Algorithm):
         Args:
             start: the factors at the start of training.
             shape: of the weight.
+            min_rank: see the class.
+            rank_power: see the class.
             found_again: the start follows from the weight, so that files do without it.
+
+        Raises:
+            MixshowError: a min_rank that is no number of ranks, a power that is not above 0.
         """
+        if (min_rank is not None and not 1 <= min_rank <= len(factors.values)) or rank_power <= 0:
+            raise MixshowError(
+                f"expected a min_rank of 1 to {len(factors.values)} (dim) and a positive rank_power, found {min_rank} "
+                f"and {rank_power}"
+            )
         super().__init__()
         self.left, self.values, self.right = (nn.Parameter(factor.clone()) for factor in factors)
         for name, factor in zip(Factors._fields, start):
@@ -115,15 +128,11 @@ class TLoRA(Algorithm):
             rank_power: see the class.
 
         Raises:
-            MixshowError: a rank above the weight's, an unknown `sig_type`.
+            MixshowError: a rank above the weight's, an unknown `sig_type`, a min_rank above the rank.
         """
         weight = _flattened(module)
         shape = tuple(matrix_of(module).shape)
         check_rank(matrix_of(module), dim, min(weight.shape))
-        if not 1 <= min_rank <= dim or rank_power <= 0:
-            raise MixshowError(
-                f"expected a min_rank of 1 to {dim} (dim) and a positive rank_power, found {min_rank} and {rank_power}"
-            )
         matrix = weight if use_data_init else torch.randn(weight.shape, device=weight.device) / dim
         start = singular_factors(matrix, dim, sig_type)
         return cls(
@@ -137,7 +146,14 @@ class TLoRA(Algorithm):
         )
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], module: nn.Module) -> Self:
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        module: nn.Module,
+        *,
+        min_rank: int | None = None,
+        rank_power: float = 1.0,
+    ) -> Self:
         weight, shape = _flattened(module), tuple(matrix_of(module).shape)
         rank = tensors["lambda_layer"].numel()
         factors = factors_of(tensors, *_NOW, shape)
@@ -151,7 +167,15 @@ class TLoRA(Algorithm):
         start = factors_of(tensors, *_START, shape) if written else singular_factors(weight, rank).towards(factors)
         if start is None or len(start.values) != rank:
             raise MixshowError(f"expected {', '.join(_START)} in the shapes of the factors that start there")
-        return cls(factors, start, read_alpha(tensors, rank), shape=shape, found_again=not written)
+        return cls(
+            factors,
+            start,
+            read_alpha(tensors, rank),
+            shape=shape,
+            min_rank=min_rank,
+            rank_power=rank_power,
+            found_again=not written,
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         points = [1] * (len(self.shape) - 2)
@@ -164,6 +188,13 @@ class TLoRA(Algorithm):
             found |= dict(zip(_START, start))
         return found
 
+    def told_options(self) -> dict[str, float]:
+        return super().told_options() if self.timed else {}
+
+    @property
+    def timed(self) -> bool:
+        return self.min_rank is not None and self.min_rank < self.rank
+
     def set_timestep(self, timestep: int | Tensor | None, steps: int = 1000) -> None:
         """Use the ranks of a diffusion time in every forward that follows; delta and files always have all ranks.
 
@@ -171,7 +202,7 @@ class TLoRA(Algorithm):
             timestep: one number, or `[batch]`; None: all ranks.
             steps: length of the noise schedule.
         """
-        if timestep is None:
+        if timestep is None or self.min_rank is None:
             self._mask = None
             return
         mask = timed_ranks(timestep, steps, self.rank, least=self.min_rank, power=self.rank_power)

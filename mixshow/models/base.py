@@ -1,6 +1,6 @@
 """A base: the pretrained text-to-image parts everything starts from.
 
-Stable Diffusion 1.x, 2.x and XL, loaded from a hub id, a diffusers folder or a single file; saved as a folder.
+Stable Diffusion 1.x, 2.x and XL, loaded from a hub id, a diffusers folder or a single file; saved as one of the latter.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import folder_written_atomically, read_json, write_json
 from mixshow.models.checkpoint import open_checkpoint
+from mixshow.models.checkpoint_write import write_checkpoint
+from mixshow.models.embedding_table import with_concept_tokens
 from mixshow.models.folder import folder_parts, model_index
 from mixshow.models.kinds import PREDICTIONS
+from mixshow.models.schedule import make_scheduler
 from mixshow.models.topology import Topology, describe
 from mixshow.models.vocabulary import ConceptVocabulary
 
@@ -86,6 +89,11 @@ class Base:
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
+    def num_train_timesteps(self) -> int:
+        """Length of the noise schedule."""
+        return int(make_scheduler(self, "DDPM").config.num_train_timesteps)
+
+    @property
     def device(self) -> torch.device:
         return self.unet.device
 
@@ -144,6 +152,8 @@ def load_base(
     with explained(str(vae or source)):
         autoencoder = _read_vae(place_of(vae or source), dtype, xl) if vae or file is None else file.vae(dtype, xl=xl)
     base = Base(vae=autoencoder, vocabulary=read_vocabulary(place), source=str(source), **parts)
+    if file is not None and (embeddings := file.concept_embeddings()):
+        base, _ = with_concept_tokens(base, embeddings)
     _check(base)
     if xl and dtype == torch.float16 and autoencoder.config.force_upcast:
         autoencoder.float()
@@ -152,16 +162,28 @@ def load_base(
     return base.to(device)
 
 
-def save_base(base: Base, folder: Path | str, *, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a diffusers folder (readable by any diffusers program) with the concept tokens beside it.
+def save_base(
+    base: Base, place: Path | str, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a diffusers folder (readable by any diffusers program) with the concept tokens beside it, or one file.
 
     Args:
-        extra: more JSON files for the folder, by file name.
+        place: a folder, or a `.safetensors` file, which gets the names of the original code.
+        dtype: of a single file's tensors; None: as they are, which a folder's always are.
+        extra: more JSON files, by name: in the folder, or beside the file under its name (`extra_file`).
 
     Raises:
-        MixshowError: the disk is full or the place cannot be written; nothing is left behind then.
+        MixshowError: this base cannot be one file; the disk is full or the place cannot be written. Nothing is left
+            behind then.
     """
-    with folder_written_atomically(folder) as temporary:
+    if is_single_file(place):
+        write_checkpoint(base, place, dtype=dtype)
+        for name, contents in (extra or {}).items():
+            write_json(extra_file(place, name), contents)
+        return
+    if dtype is not None:
+        raise ValueError("a dtype is for single files; move the base to it before writing a folder")
+    with folder_written_atomically(place) as temporary:
         for name, tokenizer in base.tokenizers.items():
             tokenizer.save_pretrained(temporary / name.replace("text_encoder", "tokenizer"))
         for name, encoder in base.text_encoders.items():
@@ -174,6 +196,17 @@ def save_base(base: Base, folder: Path | str, *, extra: Mapping[str, Any] | None
             write_json(temporary / CONCEPT_CONFIG, base.vocabulary.to_config())
         for name, contents in (extra or {}).items():
             write_json(temporary / name, contents)
+
+
+def is_single_file(place: Path | str) -> bool:
+    """Whether `save_base` writes one file at this place."""
+    return Path(place).suffix == ".safetensors"
+
+
+def extra_file(place: Path | str, name: str) -> Path:
+    """Where `save_base` puts an extra file."""
+    place = Path(place)
+    return place.with_name(f"{place.stem}_{name}") if is_single_file(place) else place / name
 
 
 def built_in_folder(part: str = "base") -> Path:

@@ -7,6 +7,7 @@ names are converted by diffusers.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +45,10 @@ from mixshow.models.checkpoint_shapes import (
 from mixshow.models.clip_tokenizer import clip_tokenizer
 from mixshow.models.kinds import kind_problem
 
+# What this program adds to single files that it writes.
+BASE_FORMAT, BASE_VERSION = "mixshow.base", 1
+EMBEDDINGS = "mixshow.embedding."  # then the text encoder's name in a base, then the concept token
+
 _TEXT_MODEL = "text_model."
 _NOT_WEIGHTS = ("embeddings.position_ids",)  # a counter that old files keep
 
@@ -79,12 +84,11 @@ class Checkpoint:
         self._fill(unet, convert_ldm_unet_checkpoint(dict(self.tensors), unet.config))
         for name, encoder in encoders.items():
             self._fill(encoder, self._text_tensors(encoder, family.text_encoders[name]))
-        prediction = self._prediction(unet, family)
-        if prediction == "v_prediction":
-            unet.register_to_config(sample_size=family.velocity_side)
-        schedule = {"_class_name": family.scheduler, **SCHEDULE, "prediction_type": prediction}
-        if "ztsnr" in self.tensors:  # a mark of models trained down to no signal
-            schedule |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        about = self._about()
+        schedule = about["scheduler"] if about else self._schedule(unet, family)
+        velocity = schedule.get("prediction_type") == "v_prediction"
+        if about or velocity:
+            unet.register_to_config(sample_size=about["sample_size"] if about else family.velocity_side)
         parts: dict[str, Any] = {"unet": unet.to(dtype), "scheduler_config": schedule}
         for name, encoder in encoders.items():
             tokenizer = clip_tokenizer(
@@ -92,7 +96,23 @@ class Checkpoint:
                 pad_with_zero=family.text_encoders[name].endswith(".model."),
             )
             parts |= {name: encoder.to(dtype), name.replace("text_encoder", "tokenizer"): tokenizer}
-        return parts | {"zero_empty_prompt": len(encoders) > 1}
+        return parts | {"zero_empty_prompt": about.get("zero_empty_prompt", len(encoders) > 1)}
+
+    def concept_embeddings(self) -> dict[str, Tensor]:
+        """For each concept token `[layers, width]`, two text encoders' side by side; none but in files of this program.
+
+        Raises:
+            MixshowError: some are missing.
+        """
+        encoders = family_of(self.shapes, self.source).text_encoders
+        found = {}
+        for token in self._about().get("tokens", []):
+            names = [f"{EMBEDDINGS}{name}.{token}" for name in encoders]
+            missing = [name for name in names if name not in self.tensors]
+            if missing:
+                raise MixshowError(f"{self.source}: the tensor '{missing[0]}' is missing; write the file again")
+            found[token] = torch.cat([self.tensors[name].float() for name in names], dim=1)
+        return found
 
     def vae(self, dtype: torch.dtype, *, xl: bool) -> AutoencoderKL:
         """The autoencoder, of a whole checkpoint or of a file that holds nothing else.
@@ -142,6 +162,24 @@ class Checkpoint:
             )
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         model.eval()
+
+    def _about(self) -> dict[str, Any]:
+        """What this program wrote into the file besides the tensors; nothing where another one wrote it."""
+        about = json.loads(self.metadata.get("mixshow", "{}"))
+        if about.get("format") != BASE_FORMAT:
+            return {}
+        if about["version"] > BASE_VERSION:
+            raise MixshowError(
+                f"{self.source}: expected a base of version {BASE_VERSION} or older, found {about['version']}; update "
+                "mixshow"
+            )
+        return dict(about)
+
+    def _schedule(self, unet: UNet2DConditionModel, family: Family) -> dict[str, Any]:
+        schedule = {"_class_name": family.scheduler, **SCHEDULE, "prediction_type": self._prediction(unet, family)}
+        if "ztsnr" in self.tensors:  # a mark of models trained down to no signal
+            schedule |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return schedule
 
     def _prediction(self, unet: UNet2DConditionModel, family: Family) -> str:
         """What the UNet predicts: as the file says, or for 2.x, published both ways, as it turns out."""

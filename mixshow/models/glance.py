@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import holds_pickle, read_safetensors_shapes
 from mixshow.models.base import explained, place_of, read_vocabulary
+from mixshow.models.checkpoint import EMBEDDINGS
 from mixshow.models.checkpoint_shapes import family_of, naming_what_is_missing, unet_config, vae_config
 from mixshow.models.kinds import kind_problem
 from mixshow.models.topology import size_multiple
@@ -42,7 +43,7 @@ def glance_at(source: str | Path, *, vae: str | Path | None = None) -> Glance:
         MixshowError: there is no such base, it is of a kind that is not supported, or cannot be read.
     """
     place = place_of(source)
-    vocabulary = read_vocabulary(place)
+    vocabulary = _tokens_in(place) if Path(place).is_file() else read_vocabulary(place)
     unet, autoencoder = _configurations(place, str(source))
     if unet is not None and (problem := kind_problem(unet)):
         raise MixshowError(f"base '{source}': {problem}")
@@ -52,6 +53,13 @@ def glance_at(source: str | Path, *, vae: str | Path | None = None) -> Glance:
     if unet is not None and autoencoder is not None:
         multiple = size_multiple(len(unet["block_out_channels"]), len(autoencoder["block_out_channels"]))
     return Glance(multiple, vocabulary)
+
+
+def _tokens_in(file: str) -> ConceptVocabulary:
+    """Concept tokens of a single file, by its tensors' names."""
+    names = [] if holds_pickle(Path(file)) else read_safetensors_shapes(file)
+    embedded = [name.removeprefix(EMBEDDINGS).partition(".")[2] for name in names if name.startswith(EMBEDDINGS)]
+    return ConceptVocabulary().extended(dict.fromkeys(embedded), layers=0, first_id=0)
 
 
 _Configuration = Mapping[str, Any] | None

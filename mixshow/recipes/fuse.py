@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
@@ -27,15 +29,18 @@ from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTUR
 from mixshow.fusion.report import REPORT_FILE, report
 from mixshow.fusion.solvers import LBFGS, Exact, Solver
 from mixshow.models import Base, load_base, save_base
+from mixshow.models.base import extra_file, is_single_file
+from mixshow.models.checkpoint_write import single_file_problem
 from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
-    """Fuse concepts into one model; returns its folder.
+    """Fuse concepts into one model; returns its folder or file.
 
     Args:
         path: an options file.
@@ -59,7 +64,8 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
     fused, attachment = fusion.attach(base)
     with attachment:
-        save_base(fused, options.output, extra={REPORT_FILE: about})
+        dtype = _DTYPES[options.output_dtype] if is_single_file(options.output) else None
+        save_base(fused, options.output, dtype=dtype, extra={REPORT_FILE: about})
     _tell(options.output, about["advice"], held_out)
     return options.output
 
@@ -94,6 +100,8 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
             attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member))  # type: ignore[misc]
         size = options.statistics
         attempt("statistics", lambda: latent_size(base, size.width, size.height))
+        if is_single_file(options.output) and (problem := single_file_problem(base)):
+            problems.append(f"output: {problem}")
     problems += _output_problems(options)
     if problems or base is None:
         raise OptionsError(source, problems)
@@ -136,16 +144,19 @@ def _check_fit(base: Base, member: Member) -> None:
 
 
 def _output_problems(options: FuseOptions) -> list[str]:
-    """The output folder is replaced as a whole, so it must be ours to replace."""
-    folder = options.output
-    if folder.exists() and not folder.is_dir():
-        return [f"output: expected a folder, found the file {folder}"]
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_FILE).is_file():
+    """The output is replaced as a whole, so it must be ours to replace."""
+    place = options.output
+    one_file = is_single_file(place)
+    if place.exists() and place.is_dir() == one_file:
+        return [f"output: expected a {'file' if one_file else 'folder'}, found {place}, which is none"]
+    full = one_file or (place.is_dir() and any(place.iterdir()))
+    if place.exists() and full and not extra_file(place, REPORT_FILE).is_file():
         return [
-            f"output: {folder} holds something other than a fused model, which would be lost; choose another folder"
+            f"output: {place} holds something other than a fused model, which would be lost; choose another "
+            f"{'name' if one_file else 'folder'}"
         ]
-    if folder.is_dir() and Path(options.base).is_dir() and folder.samefile(options.base):
-        return [f"output: {folder} is the base itself; choose another folder"]
+    if place.exists() and Path(options.base).exists() and place.samefile(options.base):
+        return [f"output: {place} is the base itself; choose another {'name' if one_file else 'folder'}"]
     return []
 
 

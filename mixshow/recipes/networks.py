@@ -37,6 +37,7 @@ def put_networks_on(base: Base, entries: Sequence[NetworkOptions], source: str, 
             network = load_network(
                 base.models, entry.file, multiplier=entry.strength, missing_alpha=entry.missing_alpha
             )
+            network.num_train_timesteps = base.num_train_timesteps
             networks.append(network.requires_grad_(False))
         except MixshowError as error:
             problems += [f"networks[{i}]: {line}" for line in str(error).splitlines()]

@@ -12,6 +12,7 @@ from mixshow.config.train import Algorithm
 from mixshow.edlora.concept import attach_concepts
 from mixshow.formats import read_concept
 from mixshow.lycoris.registry import ALGORITHMS
+from mixshow.lycoris.tlora import TLoRA
 from mixshow.models import encode_prompts
 from tests.edlora.test_train_command import options_file  # noqa: F401
 
@@ -39,3 +40,21 @@ def test_trains_from_an_options_file(algo, options_file, tmp_path, tiny):  # noq
 def test_an_option_of_another_algorithm_is_named(options_file, tmp_path, capsys):  # noqa: F811
     assert main(["train", str(options_file), "network.algo=loha", "network.options.factor=4"]) == 2
     assert "factor" in capsys.readouterr().err and not (tmp_path / "out" / "concept.safetensors").exists()
+
+
+def test_training_tells_the_unets_tlora_each_pictures_time(options_file, tmp_path, tiny, monkeypatch):  # noqa: F811
+    told, own = [], TLoRA.set_timestep
+
+    def told_and_set(self, timestep, steps=None):
+        if timestep is not None:
+            told.append((len(timestep), steps))
+        own(self, timestep, steps)
+
+    monkeypatch.setattr(TLoRA, "set_timestep", told_and_set)
+    options = ["network.algo=tlora", "network.rank=4", "network.options.min_rank=2", "sample.prompts=[]"]
+    assert main(["train", str(options_file), *options]) == 0
+    concept = read_concept(tmp_path / "out" / "concept.safetensors")
+    on_unet = {key.partition(".")[0] for key in concept.network if key.startswith("lora_unet")}
+    assert len(told) == 2 * len(on_unet)  # steps, and nothing on the text encoder
+    assert set(told) == {(2, tiny.scheduler_config["num_train_timesteps"])}
+    assert concept.metadata["network_options"] == {"min_rank": 2, "rank_power": 1.0}

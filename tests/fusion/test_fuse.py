@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from mixshow.fusion.layers import Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member, renamed
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.statistics import DOUBLE_RESOLUTION
+from mixshow.lycoris import Network, load_network
 from mixshow.models import Base, encode_prompts, load_base, save_base
-from tests.tiny import tiny_concept
+from tests.tiny import tiny_base, tiny_concept
 
 SMALL = Collection(
     text_prompts=["a photo of {concept}", "{concept} in the rain"], picture_prompts=["{concept}"], steps=2
@@ -142,6 +144,22 @@ def test_strengths_scale_the_changes(tiny: Base, members: list[Member]) -> None:
     assert all(path.startswith("text_model.") for path in partly)
     for path, change in partly.items():
         torch.testing.assert_close(change, 0.5 * whole[path])
+
+
+def test_a_members_network_is_read_once_for_a_base(tiny: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+
+    def counted(models: Any, source: Any) -> Network:
+        read.append(models)
+        return load_network(models, source)
+
+    monkeypatch.setattr("mixshow.fusion.members.load_network", counted)
+    fresh = [Member(tiny_concept(tiny, name, seed=seed)) for seed, name in enumerate(("duck", "fox"))]
+    fuse(tiny, fresh, SMALL, Objective(1e-2), EXACT)
+    assert len(read) == len(fresh)
+    other = tiny_base(tmp_path, seed=5)
+    assert not fresh[0].changed_biases(other)
+    assert len(read) == len(fresh) + 1 and read[-1] == other.models
 
 
 def test_what_is_put_in_place_comes_off_after_an_error(tiny: Base, members: list[Member]) -> None:

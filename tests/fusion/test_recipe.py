@@ -13,8 +13,9 @@ from mixshow.config.fuse import load_fuse_options
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
-from mixshow.models import Base, load_base
-from mixshow.recipes.fuse import _collection
+from mixshow.models import Base, load_base, save_base
+from mixshow.recipes.fuse import _collection, _output_problems
+from tests.models.checkpoints import published_shape
 from tests.tiny import tiny_base, tiny_concept
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "fuse"
@@ -45,6 +46,47 @@ def test_fuse_writes_a_model_and_a_report(stage: Path) -> None:
     assert set(layer["residuals"]["<fox1> <fox2>"]) == {"before", "after"}
     assert report["options"]["solver"]["ridge"] == 0.01 and report["seconds"]["distilling"] > 0
     assert report["held_out"]["errors"].keys() == report["held_out_solved"]["errors"].keys()
+
+
+@pytest.fixture
+def single(stage: Path) -> list[str]:
+    """Arguments that fuse two concepts on a base in one file to a model in one file."""
+    base = published_shape("sd1")
+    save_base(base, "base.safetensors")
+    for seed, name in enumerate(("duck", "fox")):
+        save_concept(tiny_concept(base, name, seed=seed), f"{name}.safetensors")
+    concepts = "concepts=[{file: duck.safetensors}, {file: fox.safetensors}]"
+    sizes = ["statistics.width=64", "statistics.height=64"]
+    return ["fuse", "fuse.yml", "base=base.safetensors", concepts, "output=fused.safetensors", *sizes]
+
+
+def test_fuse_writes_one_file(single: list[str], stage: Path) -> None:
+    quick = ["concepts=[{file: duck.safetensors}]", "refine.method=none", "report.heldout=false", "solver.name=exact"]
+    assert main([*single, *quick, "output_dtype=fp16"]) == 0
+    fused, base = load_base(stage / "fused.safetensors"), load_base(stage / "base.safetensors")
+    assert fused.vocabulary.tokens == ("<duck1>", "<duck2>")
+    names = [name for name in base.unet.state_dict() if name.endswith("attn2.to_k.weight")]
+    for before, after in ((base.unet.state_dict()[name], fused.unet.state_dict()[name]) for name in names):
+        assert torch.equal(after, after.half().float()) and not torch.equal(after, before.half().float())
+    report = json.loads((stage / "fused_fusion_report.json").read_text())
+    assert report["options"]["output"] == "fused.safetensors"
+    assert _output_problems(load_fuse_options("fuse.yml", single[2:])) == []  # a fused model may be replaced
+
+
+def test_what_one_file_may_not_replace_or_say_is_said_first(
+    single: list[str], stage: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (stage / "duck.safetensors").read_bytes()
+    assert main([*single, "output=duck.safetensors"]) == EXIT_USER_ERROR
+    assert "other than a fused model, which would be lost; choose another name" in capsys.readouterr().err
+    assert (stage / "duck.safetensors").read_bytes() == before
+    assert main([*single, f"base={tiny_folder}"]) == EXIT_USER_ERROR
+    assert "output: single files hold no tokenizer" in capsys.readouterr().err
+    assert main([*single, "output=folder", "output_dtype=bf16"]) == EXIT_USER_ERROR
+    assert "output_dtype: bf16 is for single files" in capsys.readouterr().err
+    (stage / "d.safetensors").mkdir()
+    assert main([*single, "output=d.safetensors"]) == EXIT_USER_ERROR
+    assert "output: expected a file" in capsys.readouterr().err
 
 
 def test_a_published_list_stands_in_for_concepts(stage: Path) -> None:

@@ -5,15 +5,13 @@ Head widths, groups and the vocabulary are those of the published models, which 
 
 from __future__ import annotations
 
-import re
-
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from mixshow.lycoris.sgm import sgm_names
 from mixshow.models.base import Base
+from mixshow.models.checkpoint_names import clip_tensors, open_clip_tensors, unet_tensors, vae_tensors
 from mixshow.models.checkpoint_shapes import SCHEDULE
 from mixshow.models.clip_tokenizer import clip_tokenizer
 
@@ -66,24 +64,22 @@ def _text(width: int, activation: str) -> CLIPTextConfig:
 
 
 def original_tensors(base: Base, kind: str) -> dict[str, Tensor]:
-    """A base's tensors under the original names."""
-    tensors = _below("model.diffusion_model.", original_unet(base.unet)) | _below("first_stage_model.", _vae(base.vae))
-    first = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in base.text_encoder.state_dict().items()}
+    """A base's tensors under the original names, with what published files hold besides."""
+    encoders = {name: encoder.state_dict() for name, encoder in base.text_encoders.items()}
+    tensors = _below("model.diffusion_model.", unet_tensors(base.unet, base.unet.state_dict()))
+    tensors |= _below("first_stage_model.", vae_tensors(base.vae, base.vae.state_dict()))
     if kind == "sd2":
-        open_clip = _open_clip(base.text_encoder)
-        last = {  # the original model's last layer, which is not read
-            name.replace("resblocks.1.", "resblocks.2."): torch.full_like(tensor, 7.0)
-            for name, tensor in open_clip.items()
-            if "resblocks.1." in name
+        open_clip = open_clip_tensors(encoders["text_encoder"], layers=2, last_left_out=True)
+        last = {  # which is not read
+            name: torch.full_like(tensor, 7.0) for name, tensor in open_clip.items() if "resblocks.2." in name
         }
         more = {"text_projection": torch.zeros(_WIDTH, _WIDTH), "logit_scale": torch.tensor(1.0)}
         return tensors | _below("cond_stage_model.model.", open_clip | last | more)
+    first = clip_tensors(encoders["text_encoder"])
     if kind == "sd1":
         first["text_model.embeddings.position_ids"] = torch.arange(_LENGTH)[None]
         return tensors | _below("cond_stage_model.transformer.", first)
-    assert base.text_encoder_2 is not None
-    second = _open_clip(base.text_encoder_2)
-    second["text_projection"] = base.text_encoder_2.text_projection.weight.T
+    second = open_clip_tensors(encoders["text_encoder_2"], layers=2)
     first, second = (
         _below("conditioner.embedders.0.transformer.", first),
         _below("conditioner.embedders.1.model.", second),
@@ -93,61 +89,3 @@ def original_tensors(base: Base, kind: str) -> dict[str, Tensor]:
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def original_unet(unet: nn.Module) -> dict[str, Tensor]:
-    names = sgm_names(unet)
-    found = {}
-    for key, tensor in unet.state_dict().items():
-        path, _, parameter = key.rpartition(".")
-        spelled = names[path][0]
-        if "upsamplers" in path and not hasattr(unet.get_submodule(".".join(path.split(".")[:2])), "attentions"):
-            spelled = names[path][1]
-        found[f"{spelled}.{parameter}"] = tensor
-    return found
-
-
-def _open_clip(encoder: nn.Module) -> dict[str, Tensor]:
-    own = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
-    found = {
-        "token_embedding.weight": own["embeddings.token_embedding.weight"],
-        "positional_embedding": own["embeddings.position_embedding.weight"],
-        "ln_final.weight": own["final_layer_norm.weight"],
-        "ln_final.bias": own["final_layer_norm.bias"],
-    }
-    for layer in range(encoder.config.num_hidden_layers):
-        ours, theirs = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
-        for part in ("weight", "bias"):
-            joined = [own[f"{ours}.self_attn.{name}_proj.{part}"] for name in "qkv"]
-            found[f"{theirs}.attn.in_proj_{part}"] = torch.cat(joined)
-            for name, other in {
-                "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
-                "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-            }.items():  # fmt: skip
-                found[f"{theirs}.{other}.{part}"] = own[f"{ours}.{name}.{part}"]
-    return found
-
-
-def _vae(vae: nn.Module) -> dict[str, Tensor]:
-    ups = len(vae.config.block_out_channels)
-    rules = [
-        (r"down_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"down.{m[1]}.block.{m[2]}"),
-        (r"down_blocks\.(\d+)\.downsamplers\.0", lambda m: f"down.{m[1]}.downsample"),
-        (r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"up.{ups - 1 - int(m[1])}.block.{m[2]}"),
-        (r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{ups - 1 - int(m[1])}.upsample"),
-        (r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}"),
-        (r"mid_block\.attentions\.0\.group_norm", lambda m: "mid.attn_1.norm"),
-        (r"mid_block\.attentions\.0\.to_out\.0", lambda m: "mid.attn_1.proj_out"),
-        (r"mid_block\.attentions\.0\.to_([qkv])", lambda m: f"mid.attn_1.{m[1]}"),
-        (r"conv_shortcut", lambda m: "nin_shortcut"),
-        (r"conv_norm_out", lambda m: "norm_out"),
-    ]
-    found = {}
-    for key, tensor in vae.state_dict().items():
-        name = key
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        if ".attn_1." in name and tensor.dim() == 2:
-            tensor = tensor[:, :, None, None]
-        found[name] = tensor
-    return found

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from mixshow.core.errors import MixshowError
 from mixshow.models import Base, load_base, save_base
 from mixshow.models.checkpoint import predicts_velocity
+from mixshow.models.checkpoint_names import unet_tensors
 from mixshow.models.checkpoint_shapes import SD1, SD2, UNET, XL, unet_config
 from mixshow.models.clip_tokenizer import clip_tokenizer
 from mixshow.models.glance import glance_at
 from mixshow.recipes.lycoris import match
 from mixshow.sampling.generate import sample
 from tests.lycoris.bases import base_shape
-from tests.models.checkpoints import original_tensors, original_unet, published_shape
+from tests.models.checkpoints import original_tensors, published_shape
 from tests.tiny import KINDS
 
 
@@ -57,7 +58,7 @@ def test_a_glance_at_a_file_tells_its_geometry(written: tuple[Base, Path]) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_of_the_published_size_say_all_of_the_configuration(kind: str) -> None:
     unet = base_shape(kind)["unet"]
-    shapes = {f"{UNET}{name}": tuple(tensor.shape) for name, tensor in original_unet(unet).items()}
+    shapes = {f"{UNET}{name}": tuple(tensor.shape) for name, tensor in unet_tensors(unet, unet.state_dict()).items()}
     shapes["conditioner.embedders.1.model.text_projection"] = (1280, 1280)
     found = unet_config(shapes, {"sd1": SD1, "sd2": SD2, "xl": XL}[kind])
     del found["sample_size"]  # no shape tells it

@@ -4,12 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import read_json, write_json
 from mixshow.models import Base, save_base
 from mixshow.models.base import CONCEPT_CONFIG
+from mixshow.models.embedding_table import with_concept_tokens
 from mixshow.models.glance import glance_at
+from tests.models.checkpoints import published_shape
+from tests.tiny import KINDS
 
 
 def test_a_folder_s_configurations_tell_its_geometry(each_base: Base, tmp_path: Path) -> None:
@@ -28,6 +32,18 @@ def test_a_fused_model_s_tokens_and_missing_autoencoder(tiny_folder: Path, tmp_p
     assert glance_at(fused).vocabulary.tokens == ("<a1>",)
     assert glance_at(fused).size_multiple is None
     assert glance_at(fused, vae=tiny_folder).size_multiple == glance_at(tiny_folder).size_multiple
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_file_tells_its_concept_tokens(kind: str, tmp_path: Path) -> None:
+    base = published_shape(kind)
+    rows = torch.zeros(base.topology.layers, base.topology.text_width)
+    with_tokens, attachment = with_concept_tokens(base, {"<a.1>": rows, "<a2>": rows})
+    with attachment:
+        save_base(with_tokens, tmp_path / "fused.safetensors")
+    found = glance_at(tmp_path / "fused.safetensors")
+    assert set(found.vocabulary.tokens) == {"<a.1>", "<a2>"}
+    assert found.size_multiple == base.topology.size_multiple
 
 
 def test_an_inpainting_model(tiny_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,10 @@ from transformers import PreTrainedModel
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
-from mixshow.models import Base
 from mixshow.models.tokens import with_entries
+
+if TYPE_CHECKING:
+    from mixshow.models.base import Base
 
 
 def with_concept_tokens(base: Base, embeddings: Mapping[str, Tensor]) -> tuple[Base, Attachment]:
