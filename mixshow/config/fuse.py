@@ -119,6 +119,9 @@ class RefineOptions(Section):
     steps: int = option("optimizer steps of distill", 300)
     rate: float = option("highest learning rate of distill", 5e-4)
     batch_size: int = option("predictions per step of distill", 8)
+    rounds: int = option(
+        "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 2
+    )
     prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)
     seed: int = option("of the pictures distilled on", 0)
 
@@ -126,7 +129,7 @@ class RefineOptions(Section):
         return [
             *(
                 f"{name}: expected at least 1, found {getattr(self, name)}"
-                for name in ("steps", "batch_size")
+                for name in ("steps", "batch_size", "rounds")
                 if getattr(self, name) < 1
             ),
             *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),

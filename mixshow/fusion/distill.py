@@ -4,18 +4,25 @@ The least-squares problems treat every layer on its own; what their errors do to
 Distillation (arXiv 1503.02531) starts from their solution and moves the UNet's fused weights so that, along pictures
 that the concepts' own models denoise, the fused model predicts what they predict. The base is a teacher too: for
 ordinary captions, and for the empty prompt everywhere, so that guidance leads from the base to the concept.
+
+A fused model that samples by itself soon stands at points where its teachers never were. Later on, therefore,
+pictures are denoised by the fused model as it is by then, and its teachers say what they would have predicted there
+(DAgger, arXiv 1011.0686). And as in training it is the subject that counts: an error weighs by how much the concept's
+network changes the prediction at that place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
@@ -32,6 +39,8 @@ from mixshow.sampling.precision import Precision, autocast
 
 _WALKED_TOGETHER = 8  # pictures
 _WARMUP = 20  # steps
+# Of an error where the concept's network changes nothing, beside 1 where it changes as much as on average; at most.
+_LEAST_WEIGHT, _MOST_WEIGHT = 0.2, 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +53,9 @@ class DistillPlan:
         batch_size: predictions per step.
         ordinary: share of a batch in which the base teaches ordinary captions.
         empty: share in which the base teaches the empty prompt on the concepts' pictures.
-        prompts: with `{concept}`; one picture each is denoised by the concept's own model.
+        rounds: how often lessons are written, the prompts dealt out among them: at first along pictures of the
+            concepts' own models, then along those of the fused model as it is by then.
+        prompts: with `{concept}`; one picture each is denoised.
         captions: ordinary ones.
         walk_steps: denoising steps of a picture; all are learned from.
         guidance: with which the pictures are denoised.
@@ -56,6 +67,7 @@ class DistillPlan:
     batch_size: int = 8
     ordinary: float = 0.15
     empty: float = 0.1
+    rounds: int = 2
     prompts: Sequence[str] = TEXT
     captions: Sequence[str] = CAPTIONS
     walk_steps: int = 12
@@ -74,15 +86,23 @@ class Lessons:
         times: timesteps.
         prompts: of each point.
         targets: the teacher's predictions.
+        weights: how much an error counts at each position, `[points, 1, height, width]`, on average 1.
     """
 
     latents: Tensor
     times: Tensor
     prompts: Sequence[str]
     targets: Tensor
+    weights: Tensor
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def one(self, generator: torch.Generator) -> Lessons:
+        """One of them by chance."""
+        row = int(torch.randint(len(self), (1,), generator=generator))
+        part = slice(row, row + 1)
+        return Lessons(self.latents[part], self.times[part], self.prompts[part], self.targets[part], self.weights[part])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,6 +122,12 @@ class Curriculum:
     ordinary: Lessons
     scale: Mapping[float, float]
 
+    def with_more(self, other: Curriculum) -> Curriculum:
+        """The lessons of both; errors stay in the unit they were counted in."""
+        concepts = [_joined(both) for both in zip(self.concepts, other.concepts)]
+        ordinary = _joined([self.ordinary, other.ordinary])
+        return Curriculum(concepts, _joined([self.empty, other.empty]), ordinary, {**other.scale, **self.scale})
+
 
 def distill(
     base: Base, members: Sequence[Member], fusion: Fusion, plan: DistillPlan, *, show_progress: bool = False
@@ -115,47 +141,62 @@ def distill(
     Returns:
         A fusion with full-rank changes in the UNet.
     """
-    curriculum = write_curriculum(base, members, plan, show_progress=show_progress)
-    unet_layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
-    weights = {path: _weight(unet_layers[path]) for path in fusion.changes if path in unet_layers}
-    fused, attachment = fusion.attach(base)
-    with attachment:
-        for weight in weights.values():
-            _make_trainable(weight, attachment)
-        _train(fused, list(weights.values()), curriculum, plan, show_progress)
-        refined = {path: weight.detach().clone() for path, weight in weights.items()}
-    changes = dict(fusion.changes)
-    for path, weight in weights.items():
-        before = changes[path]
-        moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
-        changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
-    return dataclasses.replace(fusion, changes=changes)
+    curriculum: Curriculum | None = None
+    optimizer_state: dict[str, Any] | None = None
+    for number in range(plan.rounds):
+        walker = fusion if number else None
+        written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
+        curriculum = written if curriculum is None else curriculum.with_more(written)
+        fusion, optimizer_state = _round(base, fusion, curriculum, plan, number, optimizer_state, show_progress)
+    return fusion
 
 
 def write_curriculum(
-    base: Base, members: Sequence[Member], plan: DistillPlan, *, show_progress: bool = False
+    base: Base,
+    members: Sequence[Member],
+    plan: DistillPlan,
+    number: int = 0,
+    *,
+    fusion: Fusion | None = None,
+    show_progress: bool = False,
 ) -> Curriculum:
-    """Denoise the pictures to learn from and keep every point with the teachers' predictions."""
+    """Denoise the pictures to learn from and keep every point with the teachers' predictions.
+
+    Args:
+        number: of the round, which has its own share of the prompts and its own start noise.
+        fusion: what denoises; None: each concept's own model.
+    """
     concepts: list[Lessons] = []
     empty: list[Lessons] = []
     changes: dict[float, list[float]] = {}
-    with progress_bar(len(members) + 1, "teachers' predictions", enabled=show_progress) as bar:
-        for number, member in enumerate(members):
-            prompts = filled(plan.prompts, member.concept.text)
+    what = f"lessons {number + 1} of {plan.rounds}"
+    with progress_bar(len(members) + 1, what, enabled=show_progress) as bar:
+        for place, member in enumerate(members):
+            prompts = filled(plan.prompts[number :: plan.rounds] or plan.prompts, member.concept.text)
+            with member.in_place(base) if fusion is None else _attached(base, fusion) as walker:
+                walked = _lessons(walker, prompts, plan, (number, place))
             with member.in_place(base) as tuned:
-                own = _lessons(tuned, prompts, plan, number)
+                own = walked if fusion is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
             with member.in_place(base, stages=()) as untuned:
-                plain = _predict(untuned, own)
+                change = (own.targets - _predict(untuned, own)).square()
                 without = dataclasses.replace(own, prompts=[""] * len(own))
                 empty.append(dataclasses.replace(without, targets=_predict(untuned, without)))
-            for time, change in zip(own.times.tolist(), (own.targets - plain).square().flatten(1).mean(1).tolist()):
-                changes.setdefault(time, []).append(change)
-            concepts.append(own)
+            for time, size in zip(own.times.tolist(), change.flatten(1).mean(1).tolist()):
+                changes.setdefault(time, []).append(size)
+            concepts.append(dataclasses.replace(own, weights=_weights(change)))
             bar.update()
-        ordinary = _lessons(base, list(plan.captions), plan, len(members))
+        ordinary = _lessons(base, plan.captions, plan, (number, len(members)))
         bar.update()
     scale = {time: sum(values) / len(values) for time, values in changes.items()}
     return Curriculum(concepts, _joined(empty), ordinary, scale)
+
+
+def _weights(change: Tensor) -> Tensor:
+    """Where an error counts, `[points, 1, height, width]`, from a concept's squared changes of predictions."""
+    smooth = functional.avg_pool2d(change.mean(1, keepdim=True), 3, stride=1, padding=1, count_include_pad=False)
+    share = smooth / smooth.mean(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(smooth.dtype).tiny)
+    weights = _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * share.clamp(max=_MOST_WEIGHT)
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
@@ -172,32 +213,70 @@ def _make_trainable(weight: nn.Parameter, attachment: Attachment) -> None:
     weight.requires_grad_(True)
 
 
+@contextlib.contextmanager
+def _attached(base: Base, fusion: Fusion) -> Iterator[Base]:
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        yield fused
+
+
+def _round(
+    base: Base,
+    fusion: Fusion,
+    curriculum: Curriculum,
+    plan: DistillPlan,
+    number: int,
+    optimizer_state: dict[str, Any] | None,
+    show_progress: bool,
+) -> tuple[Fusion, dict[str, Any]]:
+    """One round's optimizer steps; returns the refined fusion and the optimizer's state."""
+    unet_layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
+    weights = {path: _weight(unet_layers[path]) for path in fusion.changes if path in unet_layers}
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        for weight in weights.values():
+            _make_trainable(weight, attachment)
+        optimizer = torch.optim.AdamW(weights.values(), lr=plan.rate, weight_decay=0.0)
+        if optimizer_state is not None:
+            optimizer.load_state_dict(optimizer_state)
+        _train(fused, optimizer, curriculum, plan, number, show_progress)
+        refined = {path: weight.detach().clone() for path, weight in weights.items()}
+    changes = dict(fusion.changes)
+    for path, weight in weights.items():
+        before = changes[path]
+        moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
+        changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
+    return dataclasses.replace(fusion, changes=changes), optimizer.state_dict()
+
+
 def _train(
-    fused: Base, parameters: Sequence[nn.Parameter], curriculum: Curriculum, plan: DistillPlan, show_progress: bool
+    fused: Base,
+    optimizer: torch.optim.Optimizer,
+    curriculum: Curriculum,
+    plan: DistillPlan,
+    number: int,
+    show_progress: bool,
 ) -> None:
     sets = [*curriculum.concepts, curriculum.empty, curriculum.ordinary]
     taught = 1 - plan.empty - plan.ordinary
     shares = torch.tensor([taught / len(curriculum.concepts)] * len(curriculum.concepts) + [plan.empty, plan.ordinary])
     states = _states(fused, [prompt for lessons in sets for prompt in lessons.prompts])
     floor = 1e-3 * max(curriculum.scale.values())
-    generator = torch_generator(plan.seed, "distill")
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.0)
-    with progress_bar(plan.steps, "distilling", enabled=show_progress) as bar, layerwise_states(fused.unet):
-        for step in range(plan.steps):
+    generator = torch_generator(plan.seed, "distill", number)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    steps = range(plan.steps * number // plan.rounds, plan.steps * (number + 1) // plan.rounds)
+    what = f"distilling {number + 1} of {plan.rounds}"
+    with progress_bar(len(steps), what, enabled=show_progress) as bar, layerwise_states(fused.unet):
+        for step in steps:
             for group in optimizer.param_groups:
                 group["lr"] = _rate_at(step, plan)
-            rows = []
-            for number in torch.multinomial(shares, plan.batch_size, replacement=True, generator=generator).tolist():
-                row = int(torch.randint(len(sets[number]), (1,), generator=generator))
-                rows.append((sets[number], row))
-            latents = torch.stack([lessons.latents[row] for lessons, row in rows])
-            targets = torch.stack([lessons.targets[row] for lessons, row in rows])
-            times = torch.stack([lessons.times[row] for lessons, row in rows])
-            text = PromptStates.stacked([states[lessons.prompts[row]] for lessons, row in rows])
-            unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in times.tolist()])
-            with autocast(latents.device, Precision.AUTO):
-                predicted = fused.unet(latents, times, **text.for_unet(latents)).sample
-            errors = (predicted.float() - targets.float()).square().flatten(1).mean(1)
+            numbers = torch.multinomial(shares, plan.batch_size, replacement=True, generator=generator).tolist()
+            batch = _joined([sets[number].one(generator) for number in numbers])
+            text = PromptStates.stacked([states[prompt] for prompt in batch.prompts])
+            with autocast(batch.latents.device, Precision.AUTO):
+                predicted = fused.unet(batch.latents, batch.times, **text.for_unet(batch.latents)).sample
+            unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in batch.times.tolist()])
+            errors = ((predicted.float() - batch.targets).square() * batch.weights).flatten(1).mean(1)
             loss = (errors / unit.to(errors.device)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -212,8 +291,12 @@ def _rate_at(step: int, plan: DistillPlan) -> float:
     return plan.rate * min(1.0, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / plan.steps))
 
 
-def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: int) -> Lessons:
-    """Every point of denoising one picture per prompt with guidance, with the model's own predictions there."""
+def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: tuple[int, int]) -> Lessons:
+    """Every point of denoising one picture per prompt with guidance, with the model's own predictions there.
+
+    Args:
+        number: of the round and of the concept in it, for the start noise.
+    """
     height, width = latent_size(model, plan.width, plan.height)
     parts = []
     for start in range(0, len(prompts), _WALKED_TOGETHER):
@@ -224,7 +307,7 @@ def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: int
             latents, time = arguments[:2]
             points.append((latents.chunk(2)[1], time, output.sample.chunk(2)[1]))
 
-        seeds = [derived_seed(plan.seed, "distill", number, start + i) for i in range(len(batch))]
+        seeds = [derived_seed(plan.seed, "distill", *number, start + i) for i in range(len(batch))]
         scheduler = make_scheduler(model)
         scheduler.set_timesteps(plan.walk_steps, device=model.device)
         states = prompt_states(model, batch)
@@ -237,7 +320,7 @@ def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: int
             )  # fmt: skip
         for latents, time, predicted in points:
             times = torch.as_tensor(time, device=latents.device).expand(len(batch))
-            parts.append(Lessons(latents, times, batch, predicted.float()))
+            parts.append(Lessons(latents, times, batch, predicted.float(), torch.ones_like(latents[:, :1])))
     return _joined(parts)
 
 
@@ -269,4 +352,5 @@ def _joined(parts: Sequence[Lessons]) -> Lessons:
         torch.cat([part.times for part in parts]),
         [prompt for part in parts for prompt in part.prompts],
         torch.cat([part.targets for part in parts]),
+        torch.cat([part.weights for part in parts]),
     )

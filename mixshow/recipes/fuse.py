@@ -200,6 +200,7 @@ def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: Fus
         steps=given.steps,
         rate=given.rate,
         batch_size=given.batch_size,
+        rounds=given.rounds,
         prompts=given.prompts or TEXT,
         captions=options.anchor.captions or CAPTIONS,
         width=size.width,

@@ -7,12 +7,13 @@ import dataclasses
 import pytest
 import torch
 
+from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.distill import DistillPlan, distill, write_curriculum
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
-from mixshow.models import Base
+from mixshow.models import Base, prompt_states
 from tests.fusion.test_fuse import hooks, state
 from tests.tiny import tiny_concept
 
@@ -66,9 +67,57 @@ def test_the_same_seed_gives_the_same_model(tiny: Base, members: list[Member]) -
 
 
 def test_every_point_of_every_walk_is_a_lesson(tiny: Base, members: list[Member]) -> None:
-    curriculum = write_curriculum(tiny, members, PLAN)
-    per_concept = PLAN.walk_steps * len(PLAN.prompts)
+    plan = dataclasses.replace(PLAN, rounds=1)
+    curriculum = write_curriculum(tiny, members, plan)
+    per_concept = plan.walk_steps * len(plan.prompts)
     assert [len(lessons) for lessons in curriculum.concepts] == [per_concept] * 2
     assert len(curriculum.empty) == 2 * per_concept and set(curriculum.empty.prompts) == {""}
-    assert len(curriculum.ordinary) == PLAN.walk_steps * len(PLAN.captions)
-    assert len(curriculum.scale) == PLAN.walk_steps and min(curriculum.scale.values()) > 0
+    assert len(curriculum.ordinary) == plan.walk_steps * len(plan.captions)
+    assert len(curriculum.scale) == plan.walk_steps and min(curriculum.scale.values()) > 0
+
+
+def test_rounds_share_the_prompts(tiny: Base, members: list[Member]) -> None:
+    plan = dataclasses.replace(PLAN, rounds=2)
+    first, second = (write_curriculum(tiny, members, plan, number) for number in range(2))
+    assert {*first.concepts[0].prompts, *second.concepts[0].prompts} == {
+        prompt.format(concept=members[0].concept.text) for prompt in plan.prompts
+    }
+    both = first.with_more(second)
+    assert len(both.concepts[1]) == plan.walk_steps * len(plan.prompts)
+    assert len(both.ordinary) == 2 * plan.walk_steps * len(plan.captions)
+    assert both.scale == first.scale  # errors stay in their unit
+
+    few = dataclasses.replace(PLAN, rounds=3)  # more rounds than prompts: the last has all of them
+    assert len(write_curriculum(tiny, members, few, 2).concepts[0]) == plan.walk_steps * len(plan.prompts)
+
+
+def test_later_lessons_are_where_the_fused_model_goes_and_say_what_the_own_model_predicts_there(
+    tiny: Base, members: list[Member]
+) -> None:
+    plan = dataclasses.replace(PLAN, rounds=1)
+    fusion = weight_average(tiny, members)
+    own = write_curriculum(tiny, members, plan).concepts[1]
+    lessons = write_curriculum(tiny, members, plan, fusion=fusion).concepts[1]
+    assert torch.equal(lessons.times, own.times)
+    starts = lessons.times == lessons.times.max()
+    torch.testing.assert_close(lessons.latents[starts], own.latents[starts])  # the same start noise ...
+    assert not torch.allclose(lessons.latents[~starts], own.latents[~starts])  # ... leads elsewhere
+    torch.testing.assert_close(lessons.targets[starts], own.targets[starts], rtol=1e-2, atol=1e-2)
+    with members[1].in_place(tiny) as tuned, torch.no_grad():
+        states = prompt_states(tuned, list(lessons.prompts))
+        with layerwise_states(tuned.unet):
+            expected = tuned.unet(lessons.latents, lessons.times, **states.for_unet(lessons.latents)).sample
+    error = (lessons.targets - expected).square().mean() / expected.square().mean()
+    assert error < 1e-3  # bf16, where the processor has it
+
+
+def test_errors_count_most_where_the_network_changes_predictions(tiny: Base, members: list[Member]) -> None:
+    lessons = write_curriculum(tiny, members, dataclasses.replace(PLAN, rounds=1)).concepts[0]
+    torch.testing.assert_close(lessons.weights.mean(dim=(1, 2, 3)), torch.ones(len(lessons)))
+    with members[0].in_place(tiny, stages=()) as untuned, torch.no_grad():
+        states = prompt_states(untuned, list(lessons.prompts))
+        with layerwise_states(untuned.unet):
+            plain = untuned.unet(lessons.latents, lessons.times, **states.for_unet(lessons.latents)).sample
+    change = (lessons.targets - plain).square().mean(1).flatten(1)
+    together = torch.stack([change, lessons.weights.flatten(1)], 1)
+    assert min(float(torch.corrcoef(pair)[0, 1]) for pair in together) > 0.3
