@@ -39,8 +39,10 @@ class ConceptOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SolverOptions(Section):
-    name: Literal["lbfgs", "exact"] = option("lbfgs, or exact for the closed form", "lbfgs")
-    iterations: int = option("most steps of lbfgs in a layer", 500)
+    name: Literal["lbfgs", "exact", "cg"] = option(
+        "lbfgs; exact for the closed form; cg for conjugate gradients", "lbfgs"
+    )
+    iterations: int = option("most steps of lbfgs or cg in a layer", 500)
     spatial_iterations: int | None = option(
         "the same for the UNet's layers besides keys and values; null: iterations", None
     )
@@ -48,9 +50,15 @@ class SolverOptions(Section):
         "pull of every change to zero, as a share of the mean squared input; less overfits the prompts",
         0.01,
     )
+    precondition: bool = option("lbfgs: start each step from a Cholesky factor, nearly the closed form", False)
 
     def problems(self) -> list[str]:
         return [
+            *(
+                [f"precondition: is for solver.name=lbfgs, found {self.name}; leave it out"]
+                if self.precondition and self.name != "lbfgs"
+                else []
+            ),
             *([] if self.iterations > 0 else [f"iterations: expected at least 1, found {self.iterations}"]),
             *(
                 [f"spatial_iterations: expected at least 1 or null, found {self.spatial_iterations}"]

@@ -98,6 +98,28 @@ class Inputs:
         kept = values > self.resolution * values.max()
         return (vectors * kept.unsqueeze(-2)) @ vectors.mT
 
+    @cached_property
+    def factor(self) -> Tensor | None:
+        """The Cholesky factor of S, lower; None where S is not positive definite."""
+        factor, failed = torch.linalg.cholesky_ex(self.matrix)
+        return None if failed.any() else factor
+
+    @cached_property
+    def preconditioner(self) -> Tensor:
+        """The Cholesky factor of S; where inputs do not span everything, of S plus the noise of the recording.
+
+        Raises:
+            MixshowError: S has negative eigenvalues, which no rows give.
+        """
+        if self.rank == self.size and self.factor is not None:
+            return self.factor
+        shift = 2 * self.resolution * float(self.spectrum[-1]) or 1.0
+        width = self.matrix.shape[-1]
+        factor, failed = torch.linalg.cholesky_ex(self.matrix + shift * torch.eye(width).to(self.matrix))
+        if failed.any():
+            raise MixshowError("statistics: a moment has negative eigenvalues, which no inputs give; record them again")
+        return factor
+
     @property
     def resolution(self) -> float:
         """Eigenvalues below this share of the largest are noise of the recording."""
@@ -189,7 +211,8 @@ def build_problems(
         ridge: share of the mean eigenvalue.
 
     Raises:
-        MixshowError: a concept changes a bias, and the statistics were recorded without the constant input.
+        MixshowError: a concept changes a bias, and the statistics were recorded without the constant input; moments
+            that are no numbers, or negative.
     """
     names = list(dict.fromkeys(name for each in deltas for name in each))
     shared: dict[tuple[int, ...], Inputs] = {}
@@ -199,11 +222,23 @@ def build_problems(
         base = anchor[name] if anchor is not None and anchor_weight > 0 else None
         key = tuple(id(each) for each in (*own, base))
         if key not in shared:
+            _check_moments(name, [*own, *([] if base is None else [base])])
             raw = [float(each.rows) for each in own] if weights is None else list(weights)
             shared[key] = Inputs(own, [value / sum(raw) for value in raw], base, anchor_weight, ridge)
         inputs = shared[key]
         problems.append(LayerProblem(name, inputs, [_delta(name, each.get(name), inputs) for each in deltas]))
     return problems
+
+
+def _check_moments(name: str, statistics: Sequence[LayerStatistics]) -> None:
+    for each in statistics:
+        squares = each.moment.diagonal(dim1=-2, dim2=-1)
+        if not each.moment.isfinite().all() or bool((squares < 0).any()):
+            kind = "negative squares" if squares.isfinite().all() else "values that are no numbers"
+            raise MixshowError(
+                f"'{name}': its inputs' moments hold {kind}; the model overflows on these prompts, or the statistics "
+                "are damaged; record them again in float32"
+            )
 
 
 def _delta(name: str, delta: Tensor | None, inputs: Inputs) -> Tensor | None:

@@ -25,7 +25,7 @@ from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, renamed
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.report import REPORT_FILE, report
-from mixshow.fusion.solvers import LBFGS, Exact, Solver
+from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.models import Base, load_base, save_base
 from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
@@ -177,8 +177,12 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
     given = options.solver
     if given.name == "exact":
         return dict.fromkeys(Stage, Exact())
-    spatial = LBFGS(given.spatial_iterations or given.iterations)
-    return {Stage.TEXT: LBFGS(given.iterations), Stage.KEY_VALUE: LBFGS(given.iterations), Stage.SPATIAL: spatial}
+
+    def iterative(iterations: int) -> Solver:
+        return CG(iterations) if given.name == "cg" else LBFGS(iterations, precondition=given.precondition)
+
+    solvers = dict.fromkeys(Stage, iterative(given.iterations))
+    return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
 
 
 def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:

@@ -47,6 +47,22 @@ def test_fuse_writes_a_model_and_a_report(stage: Path) -> None:
     assert report["held_out"]["errors"].keys() == report["held_out_solved"]["errors"].keys()
 
 
+def test_solvers_agree_through_the_command(stage: Path) -> None:
+    """With a ridge of the default's size; each is at its place in the report."""
+    found = {}
+    for name, status in {"exact": "solved", "cg": "converged", "lbfgs": "converged"}.items():
+        more = ["solver.precondition=true"] if name == "lbfgs" else []
+        assert (
+            main(["fuse", "fuse.yml", f"solver.name={name}", "refine.method=none", "report.heldout=false", *more]) == 0
+        )
+        report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+        assert {layer["status"] for layer in report["layers"].values()} == {status}
+        found[name] = load_base(stage / "fused").unet.state_dict()
+    for name in ("cg", "lbfgs"):
+        for key, value in found["exact"].items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-5, atol=1e-6)
+
+
 def test_a_published_list_stands_in_for_concepts(stage: Path) -> None:
     (stage / "lists").mkdir()
     (stage / "fox.pth").rename(stage / "lists" / "fox.pth")
@@ -100,6 +116,8 @@ def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixtu
     )
     said = capsys.readouterr().err
     assert "did you mean 'ridge'" in said and "anchor.weight" in said and "{concept}" in said
+    assert main(["fuse", "fuse.yml", "solver.name=exact", "solver.precondition=true"]) == EXIT_USER_ERROR
+    assert "solver.precondition: is for solver.name=lbfgs, found exact" in capsys.readouterr().err
     assert main(["fuse", "nowhere.yml"]) == EXIT_USER_ERROR
     assert main(["fuse", "fuse.yml", "base=nowhere"]) == EXIT_USER_ERROR
     assert main(["fuse", "fuse.yml", "device=cuda:99"]) == EXIT_USER_ERROR
