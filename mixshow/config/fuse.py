@@ -143,6 +143,31 @@ class RefineOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraOptions(Section):
+    rank: int | None = option(
+        "of the network's layers at most; null: the sum of the concepts' ranks, which loses nothing", None
+    )
+    energy: float | None = option(
+        "no higher rank than keeps this share of the outputs' squared change, 0 to 1; null: all of it", None
+    )
+    naming: Literal["kohya", "diffusers"] = option("names in the network file for other programs", "kohya")
+
+    def problems(self) -> list[str]:
+        return [
+            *(
+                [f"rank: expected at least 1 or null, found {self.rank}"]
+                if self.rank is not None and self.rank < 1
+                else []
+            ),
+            *(
+                [f"energy: expected more than 0 and at most 1, or null, found {self.energy}"]
+                if self.energy is not None and not 0 < self.energy <= 1
+                else []
+            ),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions(Section):
     heldout: bool = option("compare noise predictions on held-out prompts with each concept's own model", True)
     prompts: list[str] | None = option("held-out prompts with {concept}; null: the built-in list", None)
@@ -162,7 +187,11 @@ class ReportOptions(Section):
 class FuseOptions(Section):
     base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file")
     concepts: list[ConceptOptions] | Path = option("the concepts, or a concept list of Mix-of-Show (.json)")
-    output: Path = option("folder of the fused model (diffusers form)")
+    output: Path = option("folder of the fused model")
+    format: Literal["folder", "lora"] = option(
+        "folder: a whole model in diffusers' form; lora: one network file with the tokens' embeddings", "folder"
+    )
+    lora: LoraOptions = option("the network file of format=lora", factory=LoraOptions)
     preset: Literal["default", "published"] = option(
         "default, or published for Mix-of-Show's rows, order and no ridge", "default"
     )
@@ -175,7 +204,20 @@ class FuseOptions(Section):
     device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")
 
     def problems(self) -> list[str]:
-        return ["concepts: expected at least one"] if self.concepts == [] else []
+        found = ["concepts: expected at least one"] if self.concepts == [] else []
+        if self.format != "lora" and self.lora != LoraOptions():
+            found.append("lora: its options are for format=lora; leave them out")
+        if (
+            self.format == "lora"
+            and self.refine.method == "distill"
+            and self.lora.rank is None
+            and self.lora.energy is None
+        ):
+            found.append(
+                "lora.rank: expected a rank, or lora.energy, because refine.method=distill gives changes of full rank; "
+                "with refine.method=none the file is exact"
+            )
+        return found
 
 
 def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOptions:

@@ -50,12 +50,14 @@ class Fusion:
         embeddings: all concepts' tokens, `[layers, width]` each.
         outcomes: by module path, with residuals in the members' order; empty for baselines.
         seconds: by what they were spent on.
+        metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
     """
 
     changes: Mapping[str, Tensor]
     embeddings: Mapping[str, Tensor]
     outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def attach(self, base: Base) -> tuple[Base, Attachment]:
         """The fused model, sharing the base's modules until the handle is detached."""
@@ -90,12 +92,14 @@ def fuse(
     solvers: Mapping[Stage, Solver],
     *,
     recorded: Mapping[Stage, Recorded] | None = None,
+    keep_metrics: bool = False,
     show_progress: bool = False,
 ) -> Fusion:
     """Fuse concepts. The base is unchanged afterwards; `Fusion.attach` puts the result in place.
 
     Args:
         recorded: statistics at hand (from `record_stage`); stages not there are recorded.
+        keep_metrics: keep every layer's S, to truncate changes in it.
 
     Raises:
         MixshowError: tokens collide, or a concept was trained on another base.
@@ -104,6 +108,7 @@ def fuse(
     changes: dict[str, Tensor] = {}
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
+    metrics: dict[str, Tensor] = {}
     for stage in Stage:
         start = time.monotonic()
         deltas = [member.changes(base, [stage]) for member in members]
@@ -128,8 +133,10 @@ def fuse(
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
+        if keep_metrics:
+            metrics |= {problem.name: problem.matrix for problem in problems}
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
-    return Fusion(changes, all_embeddings(members), outcomes, seconds)
+    return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
 
 
 def record_stage(

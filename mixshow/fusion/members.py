@@ -58,6 +58,22 @@ class Member:
             found[layer.path] = change
         return found
 
+    def output_directions(self, base: Base) -> dict[str, Tensor | None]:
+        """By module path, columns `[out, rank]` that span its changed outputs; None where its change has no low rank.
+
+        Raises:
+            MixshowError: the network was made for another base.
+        """
+        layers = layers_of(base)
+        found: dict[str, Tensor | None] = {}
+        with torch.no_grad():
+            for name, adapter in self._network(base, tuple(Stage)).adapters.items():
+                layer = layers[name]
+                factors = adapter.low_rank(own_weight(layer.module))
+                if self._strength(layer.stage) != 0:
+                    found[layer.path] = None if factors is None else factors[0]
+        return found
+
     def changed_biases(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> set[str]:
         """Paths of the modules whose bias it changes.
 

@@ -24,11 +24,12 @@ from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, renamed
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
-from mixshow.fusion.report import REPORT_FILE, report
+from mixshow.fusion.report import report
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
-from mixshow.models import Base, load_base, save_base
+from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -50,16 +51,15 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     base, members = _prepare(options, str(path))
     loaded = time.monotonic()
     solved = fuse_members(
-        base, members, _collection(options), _objective(options), _solvers(options), show_progress=True
-    )
-    fusion = _refined(base, members, solved, options)
+        base, members, _collection(options), _objective(options), _solvers(options),
+        keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
+    )  # fmt: skip
+    fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
     about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
-    fused, attachment = fusion.attach(base)
-    with attachment:
-        save_base(fused, options.output, extra={REPORT_FILE: about})
+    write_fused(base, members, fusion, factors, about, options)
     _tell(options.output, about["advice"], held_out)
     return options.output
 
@@ -91,10 +91,10 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
     if base is not None:
         for i, member in members.items():
-            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member))  # type: ignore[misc]
+            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member, options))  # type: ignore[misc]
         size = options.statistics
         attempt("statistics", lambda: latent_size(base, size.width, size.height))
-    problems += _output_problems(options)
+    problems += output_problems(options)
     if problems or base is None:
         raise OptionsError(source, problems)
     return base, list(members.values())
@@ -129,24 +129,11 @@ def _other_names(concept: Concept, number: int) -> str:
     return " ".join(f"{token[:-1]}-{number}>" for token in concept.embeddings)
 
 
-def _check_fit(base: Base, member: Member) -> None:
-    """Raises MixshowError when the concept does not fit the base."""
+def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
+    """Raises MixshowError when the concept does not fit the base, or the output cannot hold what it changes."""
     ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
     member.changes(base)
-
-
-def _output_problems(options: FuseOptions) -> list[str]:
-    """The output folder is replaced as a whole, so it must be ours to replace."""
-    folder = options.output
-    if folder.exists() and not folder.is_dir():
-        return [f"output: expected a folder, found the file {folder}"]
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_FILE).is_file():
-        return [
-            f"output: {folder} holds something other than a fused model, which would be lost; choose another folder"
-        ]
-    if folder.is_dir() and Path(options.base).is_dir() and folder.samefile(options.base):
-        return [f"output: {folder} is the base itself; choose another folder"]
-    return []
+    check_format(base, member, options)
 
 
 def _collection(options: FuseOptions) -> Collection:

@@ -168,7 +168,7 @@ def test_every_options_file_runs(file: Path, stage: Path, tiny_folder: Path) -> 
 
 
 def test_there_are_options_files() -> None:
-    assert len(list(OPTIONS.glob("*.yml"))) == 3
+    assert len(list(OPTIONS.glob("*.yml"))) == 4
 
 
 def test_result_does_not_depend_on_the_run(stage: Path) -> None:

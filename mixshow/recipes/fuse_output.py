@@ -1,0 +1,96 @@
+"""What `mixshow fuse` writes: a whole model in diffusers' form, or one network file with the tokens' embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixshow.config.fuse import FuseOptions
+from mixshow.core.errors import MixshowError
+from mixshow.core.progress import log
+from mixshow.fusion.factors import Factors, as_low_rank, loss_report
+from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.layers import layers_of
+from mixshow.fusion.lora_folder import save_lora_folder
+from mixshow.fusion.members import Member
+from mixshow.fusion.report import REPORT_FILE
+from mixshow.fusion.statistics import is_elementwise
+from mixshow.models import Base, save_base
+
+
+def check_format(base: Base, member: Member, options: FuseOptions) -> None:
+    """Raises MixshowError when the output cannot hold what a concept changes."""
+    if options.format != "lora":
+        return
+    name = member.concept.source or member.concept.text
+    modules = {layer.path: layer.module for layer in layers_of(base).values()}
+    directions = member.output_directions(base)
+    others = sorted(member.changed_biases(base) | {path for path in directions if is_elementwise(modules[path])})
+    if others:
+        raise MixshowError(
+            f"{name}: changes biases or normalisations ({len(others)} layers, "
+            f"such as '{others[0]}'), which format=lora cannot hold; use format=folder"
+        )
+    whole = [path for path, own in directions.items() if own is None]
+    if whole and options.lora.rank is None and options.lora.energy is None:
+        raise MixshowError(
+            f"{name}: {len(whole)} of its {len(directions)} changes have no low "
+            f"rank, such as '{whole[0]}'; give lora.rank or lora.energy"
+        )
+
+
+def output_problems(options: FuseOptions) -> list[str]:
+    """The output folder is replaced as a whole, so it must be ours to replace; one sentence each."""
+    folder = options.output
+    if folder.exists() and not folder.is_dir():
+        return [f"output: expected a folder, found the file {folder}"]
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / REPORT_FILE).is_file():
+        return [
+            f"output: {folder} holds something other than a fused model, which would be lost; choose another folder"
+        ]
+    if folder.is_dir() and Path(options.base).is_dir() and folder.samefile(options.base):
+        return [f"output: {folder} is the base itself; choose another folder"]
+    return []
+
+
+def formatted(
+    base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions
+) -> tuple[Fusion, dict[str, Factors] | None]:
+    """The fusion that the output can hold, with its factors by module path where it is a network file."""
+    if options.format == "folder":
+        return fusion, None
+    given = options.lora
+    fusion, factors = as_low_rank(base, members, fusion, rank=given.rank, energy=given.energy)
+    about = loss_report(factors)
+    if about["mean_lost"] > 0:
+        log.info(
+            "rank %d of %d leaves out %.2g of the outputs' squared change on recorded inputs, in the worst layer %.2g",
+            about["rank"], about["exact_rank"], about["mean_lost"], about["worst_lost"],
+        )  # fmt: skip
+    return fusion, factors
+
+
+def write_fused(
+    base: Base,
+    members: Sequence[Member],
+    fusion: Fusion,
+    factors: Mapping[str, Factors] | None,
+    about: Mapping[str, Any],
+    options: FuseOptions,
+) -> None:
+    """Write the output folder.
+
+    Args:
+        factors: by module path, where it is a network file.
+        about: the report.
+    """
+    if factors is not None:
+        extra = {REPORT_FILE: {**about, "lora": loss_report(factors)}}
+        save_lora_folder(
+            base, members, factors, fusion.embeddings, options.output, naming=options.lora.naming, extra=extra
+        )
+        return
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        save_base(fused, options.output, extra={REPORT_FILE: about})
