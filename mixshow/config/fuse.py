@@ -29,6 +29,7 @@ PUBLISHED: Mapping[str, Any] = {
 class ConceptOptions(Section):
     file: Path = option("a concept file: .safetensors of mixshow train, or .pth of Mix-of-Show")
     weight: float = option("how much its errors count; only the ratio between concepts matters", 1.0)
+    alpha: float = option("strength of its network: scales what it changes, in text encoder and UNet", 1.0)
     text_encoder: float = option("strength of its network on the text encoder", 1.0)
     unet: float = option("strength of its network on the UNet", 1.0)
     tokens: str | None = option("other names for its tokens in the fused model: '<a1> <a2>'; null: as trained", None)
@@ -88,6 +89,12 @@ class StatisticsOptions(Section):
     weights: Literal["given", "rows"] = option(
         "weigh concepts by concepts[].weight, or by their number of recorded rows", "given"
     )
+    normalise: Literal["none", "inputs", "changes"] = option(
+        "divide a concept's weight by its mean squared inputs, or by what its changes add to the outputs", "none"
+    )
+    shrinkage: float = option(
+        "share of the moments' off-diagonal elements that is taken away, 0 to 1; helps where prompts are few", 0.0
+    )
     steps: int = option("denoising steps that are recorded", 20)
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
@@ -100,6 +107,8 @@ class StatisticsOptions(Section):
             for name in ("steps", "batch_size")
             if getattr(self, name) < 1
         ]
+        if not 0 <= self.shrinkage <= 1:
+            found.append(f"shrinkage: expected 0 to 1, found {self.shrinkage}")
         for name in ("text_prompts", "picture_prompts"):
             found += _template_problems(name, getattr(self, name))
         return found

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mixshow.fusion.build import widened
 from mixshow.fusion.fuse import Fusion, all_embeddings
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import widened
 from mixshow.models import Base
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
+from mixshow.fusion.build import Normalisation, build_problems
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.embedding_table import with_concept_tokens
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import build_problems
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
@@ -33,12 +33,16 @@ class Objective:
         anchor_weight: mu, how much changed outputs on ordinary captions count; the concepts' weights sum to 1.
         captions: the ordinary captions.
         weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
+        shrinkage: share of the moments' off-diagonal elements that is taken away.
+        normalise: by what concepts' weights are divided, so that a loud one does not win.
     """
 
     ridge: float = 0.0
     anchor_weight: float = 0.0
     captions: Sequence[str] = ()
     weights_by_rows: bool = False
+    shrinkage: float = 0.0
+    normalise: Normalisation = "none"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,6 +133,8 @@ def fuse(
             anchor=stage_statistics.anchor,
             anchor_weight=objective.anchor_weight,
             ridge=objective.ridge,
+            shrinkage=objective.shrinkage,
+            normalise=objective.normalise,
         )
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome

@@ -27,12 +27,14 @@ class Member:
         weight: how much its errors count against the other concepts'.
         text_encoder: strength of its network on the text encoder.
         unet: strength of its network on the UNet.
+        alpha: strength of its whole network, a factor on both.
     """
 
     concept: Concept
     weight: float = 1.0
     text_encoder: float = 1.0
     unet: float = 1.0
+    alpha: float = 1.0
 
     def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> dict[str, Tensor]:
         """Its weight changes at its strengths, by module path, in at least float32.
@@ -101,7 +103,7 @@ class Member:
             raise MixshowError(f"{self.concept.source or self.concept.text}: {error}") from error
 
     def _strength(self, stage: Stage) -> float:
-        return self.text_encoder if stage is Stage.TEXT else self.unet
+        return self.alpha * (self.text_encoder if stage is Stage.TEXT else self.unet)
 
     @contextlib.contextmanager
     def in_place(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> Iterator[Base]:

@@ -86,7 +86,7 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     for i, entry in enumerate(entries):
         concept = attempt(f"concepts[{i}]", lambda entry=entry: _concept(entry))  # type: ignore[misc]
         if concept is not None:
-            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet)
+            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet, entry.alpha)
     problems += _collisions(members)
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
     if base is not None:
@@ -157,6 +157,8 @@ def _objective(options: FuseOptions) -> Objective:
         anchor_weight=options.anchor.weight,
         captions=options.anchor.captions or CAPTIONS,
         weights_by_rows=options.statistics.weights == "rows",
+        shrinkage=options.statistics.shrinkage,
+        normalise=options.statistics.normalise,
     )
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.problem import LayerProblem, build_problems
+from mixshow.fusion.build import build_problems
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver, Status, solver_named
 from mixshow.fusion.statistics import LayerStatistics
 
