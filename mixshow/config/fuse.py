@@ -23,6 +23,8 @@ PUBLISHED: Mapping[str, Any] = {
     "anchor": {"weight": 0.0},
     "refine": {"method": "none"},
 }
+Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal"]
+UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,19 @@ class RefineOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class MergeOptions(Section):
+    rank: int | None = option("of method=svd; null: the largest of the concepts' in each layer", None)
+    density: float = option("share of the elements that ties and dare keep", 0.5)
+    seed: int = option("of the elements that dare keeps", 0)
+
+    def problems(self) -> list[str]:
+        return [
+            *([] if self.rank is None or self.rank > 0 else [f"rank: expected at least 1 or null, found {self.rank}"]),
+            *([] if 0 < self.density < 1 else [f"density: expected between 0 and 1, found {self.density}"]),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraOptions(Section):
     rank: int | None = option(
         "of the network's layers at most; null: the sum of the concepts' ranks, which loses nothing", None
@@ -204,6 +219,8 @@ class FuseOptions(Section):
     preset: Literal["default", "published"] = option(
         "default, or published for Mix-of-Show's rows, order and no ridge", "default"
     )
+    method: Method = option("solve: least squares on what layers read; the others are to compare with", "solve")
+    merge: MergeOptions = option("what the other methods want to know", factory=MergeOptions)
     solver: SolverOptions = option("what minimises each layer's error", factory=SolverOptions)
     statistics: StatisticsOptions = option("what layers' inputs are recorded on", factory=StatisticsOptions)
     anchor: AnchorOptions = option("keeping the base's behaviour", factory=AnchorOptions)
@@ -216,21 +233,11 @@ class FuseOptions(Section):
         found = ["concepts: expected at least one"] if self.concepts == [] else []
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
-        if (
-            self.format == "lora"
-            and self.refine.method == "distill"
-            and self.lora.rank is None
-            and self.lora.energy is None
-        ):
-            found.append(
-                "lora.rank: expected a rank, or lora.energy, because refine.method=distill gives changes of full rank; "
-                "with refine.method=none the file is exact"
-            )
         return found
 
 
 def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOptions:
-    """Read an options file; its preset gives the defaults, what the file or an override says wins.
+    """Read an options file; its preset and method give the defaults, what the file or an override says wins.
 
     Raises:
         OptionsError: everything that is wrong with the file, together.
@@ -238,9 +245,10 @@ def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOp
     """
     values = read_yaml(path)
     options = load(FuseOptions, path, overrides, values=values)
-    if options.preset == "published":
-        options = load(FuseOptions, path, overrides, values=_merged(PUBLISHED, values))
-    return options
+    defaults = PUBLISHED if options.preset == "published" else {}
+    if options.method != "solve":
+        defaults = {**defaults, **UNREFINED}
+    return load(FuseOptions, path, overrides, values=_merged(defaults, values)) if defaults else options
 
 
 def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

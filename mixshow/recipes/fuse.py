@@ -16,6 +16,7 @@ from mixshow.edlora.concept import Concept
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
+from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill import DistillPlan, distill
 from mixshow.fusion.fuse import Fusion, Objective
@@ -50,10 +51,7 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     options = load_fuse_options(path, overrides)
     base, members = _prepare(options, str(path))
     loaded = time.monotonic()
-    solved = fuse_members(
-        base, members, _collection(options), _objective(options), _solvers(options),
-        keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
-    )  # fmt: skip
+    solved = _solved(base, members, options)
     fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
@@ -134,6 +132,18 @@ def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
     ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
     member.changes(base)
     check_format(base, member, options)
+
+
+def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
+    """The fusion before refining, by least squares or by a method to compare with."""
+    if options.method != "solve":
+        start, given = time.monotonic(), options.merge
+        fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
+        return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
+    return fuse_members(
+        base, members, _collection(options), _objective(options), _solvers(options),
+        keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
+    )  # fmt: skip
 
 
 def _collection(options: FuseOptions) -> Collection:

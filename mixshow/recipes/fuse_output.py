@@ -41,7 +41,25 @@ def check_format(base: Base, member: Member, options: FuseOptions) -> None:
 
 
 def output_problems(options: FuseOptions) -> list[str]:
-    """The output folder is replaced as a whole, so it must be ours to replace; one sentence each."""
+    """Why the output cannot be written, one sentence each."""
+    return [*_full_rank_problems(options), *_folder_problems(options)]
+
+
+def _full_rank_problems(options: FuseOptions) -> list[str]:
+    if options.format != "lora" or options.lora.rank is not None or options.lora.energy is not None:
+        return []
+    if options.refine.method == "distill":
+        return [
+            "lora.rank: expected a rank, or lora.energy, because refine.method=distill gives full-rank changes; with "
+            "refine.method=none the file is exact"
+        ]
+    if options.method in ("ties", "dare", "dare_ties"):
+        return [f"lora.rank: expected a rank, or lora.energy, because method={options.method} gives full-rank changes"]
+    return []
+
+
+def _folder_problems(options: FuseOptions) -> list[str]:
+    """The folder is replaced as a whole, so it must be ours to replace."""
     folder = options.output
     if folder.exists() and not folder.is_dir():
         return [f"output: expected a folder, found the file {folder}"]

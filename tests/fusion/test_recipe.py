@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 
 from mixshow.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
-from mixshow.config.fuse import load_fuse_options
+from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
+from mixshow.config.load import Section
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
@@ -165,6 +168,24 @@ def test_every_options_file_runs(file: Path, stage: Path, tiny_folder: Path) -> 
     ]  # fmt: skip
     assert main(["fuse", str(file), *fast]) == 0
     assert (stage / "fused" / "fusion_report.json").exists()
+
+
+def option_names(section: type[Section], prefix: str = "") -> list[str]:
+    """Every option of a section, `solver.ridge`."""
+    hints = get_type_hints(section)
+    names = []
+    for field in dataclasses.fields(section):
+        kind = hints[field.name]
+        nested = isinstance(kind, type) and issubclass(kind, Section)
+        names += option_names(kind, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return names
+
+
+def test_every_option_is_documented() -> None:
+    text = (OPTIONS.parents[1] / "docs" / "fusion.md").read_text()
+    names = [*option_names(FuseOptions), *option_names(ConceptOptions, "concepts[].")]
+    assert "solver.ridge" in names and "concepts[].alpha" in names
+    assert [name for name in names if f"`{name}`" not in text] == []
 
 
 def test_there_are_options_files() -> None:
