@@ -23,7 +23,7 @@ PUBLISHED: Mapping[str, Any] = {
     "anchor": {"weight": 0.0},
     "refine": {"method": "none"},
 }
-Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal"]
+Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal", "subspace"]
 UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
 
 

@@ -27,6 +27,7 @@ from mixshow.fusion.members import Member, renamed
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.report import report
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
+from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
@@ -130,18 +131,24 @@ def _other_names(concept: Concept, number: int) -> str:
 def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
     """Raises MixshowError when the concept does not fit the base, or the output cannot hold what it changes."""
     ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
-    member.changes(base)
+    changes = member.changes(base)
+    if changes and not any(bool(change.any()) for change in changes.values()):
+        name = member.concept.source or member.concept.text
+        log.info("%s: its network changes nothing, so that only its tokens are fused; was it trained?", name)
     check_format(base, member, options)
 
 
 def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
-    if options.method != "solve":
+    objective, solvers = _objective(options), _solvers(options)
+    if options.method == "subspace":
+        objective, solvers = dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
+    elif options.method != "solve":
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
     return fuse_members(
-        base, members, _collection(options), _objective(options), _solvers(options),
+        base, members, _collection(options), objective, solvers,
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
     )  # fmt: skip
 

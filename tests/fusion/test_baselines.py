@@ -176,6 +176,20 @@ def test_methods_run_through_the_command(stage: Path, tiny: Base, method: str) -
     assert torch.allclose(found, expected, atol=1e-6) == (method in ("sum", "average", "concatenate"))
 
 
+def test_the_subspace_method_records_inputs(stage: Path) -> None:
+    small = [
+        "statistics.steps=1",
+        "statistics.text_prompts=['a {concept}']",
+        "statistics.picture_prompts=['{concept}']",
+    ]
+    assert main(["fuse", "fuse.yml", "method=subspace", "format=lora", *small]) == 0
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert report["lora"]["exact"] and report["lora"]["rank"] == 4
+    assert len(report["layers"]) == len(report["lora"]["layers"])
+    assert {layer["status"] for layer in report["layers"].values()} == {"solved"}
+    assert "statistics: keys and values" in report["seconds"] and "distilling" not in report["seconds"]
+
+
 def test_methods_and_network_files(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fuse", "fuse.yml", "method=orthogonal", "format=lora", "report.heldout=false"]) == 0
     lora = json.loads((stage / "fused" / "fusion_report.json").read_text())["lora"]

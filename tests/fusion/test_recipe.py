@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import get_type_hints
 
@@ -110,6 +111,14 @@ def test_all_problems_are_named_at_once(
     ):
         assert expected in said, said
     assert (stage / "fused" / "precious.txt").read_text() == "mine"
+
+
+def test_a_network_that_changes_nothing_is_said(stage: Path, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
+    save_concept(tiny_concept(tiny, "duck", strength=0.0), "duck.safetensors")
+    with caplog.at_level(logging.INFO, "mixshow"):
+        assert main(["fuse", "fuse.yml", "refine.method=none"]) == 0
+    assert "duck.safetensors: its network changes nothing" in caplog.text and "fox.pth: its" not in caplog.text
+    assert all(torch.isfinite(v).all() for v in load_base("fused").unet.state_dict().values())
 
 
 def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
