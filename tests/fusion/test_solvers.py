@@ -166,6 +166,10 @@ def test_outcomes_say_what_to_do() -> None:
     assert "more weight" in outcome.advice
     [stopped] = LBFGS(2).solve([problem([rows(30, 1) * torch.logspace(0, -4, WIDTH)], [delta(3)])])
     assert stopped.status is Status.ITERATION_LIMIT and "ridge" in stopped.advice
+    for solver in (LBFGS(6), CG(6)):
+        [early] = solver.solve([problem([rows(60, 1)], [delta(3)])])
+        assert early.status is Status.ITERATION_LIMIT and early.iterations == 6
+        assert "solver.iterations" in early.advice
 
 
 def test_unknown_solvers_are_named() -> None:

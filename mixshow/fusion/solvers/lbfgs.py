@@ -46,7 +46,8 @@ class LBFGS:
             shapes.setdefault(tuple(problem.target.shape[-2:]), []).append(place)
         outcomes = {}
         for (rows, width), alike in shapes.items():
-            each = 8 * (width * width + 2 * (self.history + 4) * rows * width)
+            squares = 2 if self.precondition else 1
+            each = 8 * (squares * width * width + 2 * (self.history + 4) * rows * width)
             size = max(1, self.batch_bytes // each)
             for start in range(0, len(alike), size):
                 places = alike[start : start + size]
