@@ -21,11 +21,12 @@ from torch import Tensor
 from mixshow.core.files import read_safetensors
 from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
+from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import PUBLISHED, Collection, key_value_statistics
 from mixshow.fusion.fuse import Objective, changed_layers, fuse
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import build_problems, quadratic
+from mixshow.fusion.problem import quadratic
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import LBFGS, Exact, Solver
 from mixshow.models import Base, load_base

@@ -23,12 +23,15 @@ PUBLISHED: Mapping[str, Any] = {
     "anchor": {"weight": 0.0},
     "refine": {"method": "none"},
 }
+Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal", "subspace"]
+UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
 
 
 @dataclasses.dataclass(frozen=True)
 class ConceptOptions(Section):
     file: Path = option("a concept file: .safetensors of mixshow train, or .pth of Mix-of-Show")
     weight: float = option("how much its errors count; only the ratio between concepts matters", 1.0)
+    alpha: float = option("strength of its network: scales what it changes, in text encoder and UNet", 1.0)
     text_encoder: float = option("strength of its network on the text encoder", 1.0)
     unet: float = option("strength of its network on the UNet", 1.0)
     tokens: str | None = option("other names for its tokens in the fused model: '<a1> <a2>'; null: as trained", None)
@@ -39,8 +42,10 @@ class ConceptOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class SolverOptions(Section):
-    name: Literal["lbfgs", "exact"] = option("lbfgs, or exact for the closed form", "lbfgs")
-    iterations: int = option("most steps of lbfgs in a layer", 500)
+    name: Literal["lbfgs", "exact", "cg"] = option(
+        "lbfgs; exact for the closed form; cg for conjugate gradients", "lbfgs"
+    )
+    iterations: int = option("most steps of lbfgs or cg in a layer", 500)
     spatial_iterations: int | None = option(
         "the same for the UNet's layers besides keys and values; null: iterations", None
     )
@@ -48,9 +53,15 @@ class SolverOptions(Section):
         "pull of every change to zero, as a share of the mean squared input; less overfits the prompts",
         0.01,
     )
+    precondition: bool = option("lbfgs: start each step from a Cholesky factor, nearly the closed form", False)
 
     def problems(self) -> list[str]:
         return [
+            *(
+                [f"precondition: is for solver.name=lbfgs, found {self.name}; leave it out"]
+                if self.precondition and self.name != "lbfgs"
+                else []
+            ),
             *([] if self.iterations > 0 else [f"iterations: expected at least 1, found {self.iterations}"]),
             *(
                 [f"spatial_iterations: expected at least 1 or null, found {self.spatial_iterations}"]
@@ -80,6 +91,12 @@ class StatisticsOptions(Section):
     weights: Literal["given", "rows"] = option(
         "weigh concepts by concepts[].weight, or by their number of recorded rows", "given"
     )
+    normalise: Literal["none", "inputs", "changes"] = option(
+        "divide a concept's weight by its mean squared inputs, or by what its changes add to the outputs", "none"
+    )
+    shrinkage: float = option(
+        "share of the moments' off-diagonal elements that is taken away, 0 to 1; helps where prompts are few", 0.0
+    )
     steps: int = option("denoising steps that are recorded", 20)
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
@@ -92,6 +109,8 @@ class StatisticsOptions(Section):
             for name in ("steps", "batch_size")
             if getattr(self, name) < 1
         ]
+        if not 0 <= self.shrinkage <= 1:
+            found.append(f"shrinkage: expected 0 to 1, found {self.shrinkage}")
         for name in ("text_prompts", "picture_prompts"):
             found += _template_problems(name, getattr(self, name))
         return found
@@ -120,7 +139,7 @@ class RefineOptions(Section):
     rate: float = option("highest learning rate of distill", 5e-4)
     batch_size: int = option("predictions per step of distill", 8)
     rounds: int = option(
-        "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 2
+        "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 3
     )
     prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)
     seed: int = option("of the pictures distilled on", 0)
@@ -134,6 +153,44 @@ class RefineOptions(Section):
             ),
             *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),
             *_template_problems("prompts", self.prompts),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeOptions(Section):
+    rank: int | None = option("of method=svd; null: the largest of the concepts' in each layer", None)
+    density: float = option("share of the elements that ties and dare keep", 0.5)
+    seed: int = option("of the elements that dare keeps", 0)
+
+    def problems(self) -> list[str]:
+        return [
+            *([] if self.rank is None or self.rank > 0 else [f"rank: expected at least 1 or null, found {self.rank}"]),
+            *([] if 0 < self.density < 1 else [f"density: expected between 0 and 1, found {self.density}"]),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraOptions(Section):
+    rank: int | None = option(
+        "of the network's layers at most; null: the sum of the concepts' ranks, which loses nothing", None
+    )
+    energy: float | None = option(
+        "no higher rank than keeps this share of the outputs' squared change, 0 to 1; null: all of it", None
+    )
+    naming: Literal["kohya", "diffusers"] = option("names in the network file for other programs", "kohya")
+
+    def problems(self) -> list[str]:
+        return [
+            *(
+                [f"rank: expected at least 1 or null, found {self.rank}"]
+                if self.rank is not None and self.rank < 1
+                else []
+            ),
+            *(
+                [f"energy: expected more than 0 and at most 1, or null, found {self.energy}"]
+                if self.energy is not None and not 0 < self.energy <= 1
+                else []
+            ),
         ]
 
 
@@ -157,11 +214,19 @@ class ReportOptions(Section):
 class FuseOptions(Section):
     base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file")
     concepts: list[ConceptOptions] | Path = option("the concepts, or a concept list of Mix-of-Show (.json)")
-    output: Path = option("the fused model: a folder (diffusers form), or one file whose name ends in .safetensors")
+    output: Path = option("the fused model: a folder, or one file whose name ends in .safetensors")
     output_dtype: Literal["fp32", "fp16", "bf16"] = option("of the tensors in a single file; folders have fp32", "fp32")
+    format: Literal["folder", "lora"] = option(
+        "folder: a whole model, in diffusers' form or as one file (see output); lora: one network file with the "
+        "tokens' embeddings",
+        "folder",
+    )
+    lora: LoraOptions = option("the network file of format=lora", factory=LoraOptions)
     preset: Literal["default", "published"] = option(
         "default, or published for Mix-of-Show's rows, order and no ridge", "default"
     )
+    method: Method = option("solve: least squares on what layers read; the others are to compare with", "solve")
+    merge: MergeOptions = option("what the other methods want to know", factory=MergeOptions)
     solver: SolverOptions = option("what minimises each layer's error", factory=SolverOptions)
     statistics: StatisticsOptions = option("what layers' inputs are recorded on", factory=StatisticsOptions)
     anchor: AnchorOptions = option("keeping the base's behaviour", factory=AnchorOptions)
@@ -171,19 +236,19 @@ class FuseOptions(Section):
     device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")
 
     def problems(self) -> list[str]:
-        folder = self.output.suffix != ".safetensors"
-        return [
-            *(["concepts: expected at least one"] if self.concepts == [] else []),
-            *(
-                [f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out"]
-                if folder and self.output_dtype != "fp32"
-                else []
-            ),
-        ]
+        found = ["concepts: expected at least one"] if self.concepts == [] else []
+        single = self.output.suffix == ".safetensors"
+        if single and self.format == "lora":
+            found.append(f"output: expected a folder for format=lora, found {self.output}; it holds more than one file")
+        if not single and self.output_dtype != "fp32":
+            found.append(f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out")
+        if self.format != "lora" and self.lora != LoraOptions():
+            found.append("lora: its options are for format=lora; leave them out")
+        return found
 
 
 def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOptions:
-    """Read an options file; its preset gives the defaults, what the file or an override says wins.
+    """Read an options file; its preset and method give the defaults, what the file or an override says wins.
 
     Raises:
         OptionsError: everything that is wrong with the file, together.
@@ -191,9 +256,10 @@ def load_fuse_options(path: Path | str, overrides: Sequence[str] = ()) -> FuseOp
     """
     values = read_yaml(path)
     options = load(FuseOptions, path, overrides, values=values)
-    if options.preset == "published":
-        options = load(FuseOptions, path, overrides, values=_merged(PUBLISHED, values))
-    return options
+    defaults = PUBLISHED if options.preset == "published" else {}
+    if options.method != "solve":
+        defaults = {**defaults, **UNREFINED}
+    return load(FuseOptions, path, overrides, values=_merged(defaults, values)) if defaults else options
 
 
 def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

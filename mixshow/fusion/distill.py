@@ -39,6 +39,7 @@ from mixshow.sampling.precision import Precision, autocast
 
 _WALKED_TOGETHER = 8  # pictures
 _WARMUP = 20  # steps
+_EMPTY_EVERY = 3  # points: of so many the empty prompt is taught at one, which are still more than are drawn
 # Of an error where the concept's network changes nothing, beside 1 where it changes as much as on average; at most.
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.2, 5.0
 
@@ -53,8 +54,8 @@ class DistillPlan:
         batch_size: predictions per step.
         ordinary: share of a batch in which the base teaches ordinary captions.
         empty: share in which the base teaches the empty prompt on the concepts' pictures.
-        rounds: how often lessons are written, the prompts dealt out among them: at first along pictures of the
-            concepts' own models, then along those of the fused model as it is by then.
+        rounds: how often lessons are written: at first along pictures of the concepts' own models, for every second
+            prompt, then along those of the fused model as it is by then, for every `rounds`-th.
         prompts: with `{concept}`; one picture each is denoised.
         captions: ordinary ones.
         walk_steps: denoising steps of a picture; all are learned from.
@@ -67,7 +68,7 @@ class DistillPlan:
     batch_size: int = 8
     ordinary: float = 0.15
     empty: float = 0.1
-    rounds: int = 2
+    rounds: int = 3
     prompts: Sequence[str] = TEXT
     captions: Sequence[str] = CAPTIONS
     walk_steps: int = 12
@@ -101,7 +102,13 @@ class Lessons:
     def one(self, generator: torch.Generator) -> Lessons:
         """One of them by chance."""
         row = int(torch.randint(len(self), (1,), generator=generator))
-        part = slice(row, row + 1)
+        return self._part(slice(row, row + 1))
+
+    def every(self, step: int) -> Lessons:
+        """Every `step`-th of them."""
+        return self._part(slice(None, None, step))
+
+    def _part(self, part: slice) -> Lessons:
         return Lessons(self.latents[part], self.times[part], self.prompts[part], self.targets[part], self.weights[part])
 
 
@@ -111,7 +118,7 @@ class Curriculum:
 
     Attributes:
         concepts: one set per member, taught by its own model.
-        empty: the same points with the empty prompt, taught by the base.
+        empty: some of these points with the empty prompt, taught by the base.
         ordinary: ordinary captions, taught by the base.
         scale: by timestep, the mean squared change that the concepts' networks make to predictions. Errors are counted
             in this unit, so that no noise level and no loud concept wins.
@@ -172,14 +179,16 @@ def write_curriculum(
     what = f"lessons {number + 1} of {plan.rounds}"
     with progress_bar(len(members) + 1, what, enabled=show_progress) as bar:
         for place, member in enumerate(members):
-            prompts = filled(plan.prompts[number :: plan.rounds] or plan.prompts, member.concept.text)
+            every = min(2, plan.rounds) if number == 0 else plan.rounds
+            prompts = filled(plan.prompts[number % every :: every] or plan.prompts, member.concept.text)
             with member.in_place(base) if fusion is None else _attached(base, fusion) as walker:
                 walked = _lessons(walker, prompts, plan, (number, place))
             with member.in_place(base) as tuned:
                 own = walked if fusion is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
             with member.in_place(base, stages=()) as untuned:
                 change = (own.targets - _predict(untuned, own)).square()
-                without = dataclasses.replace(own, prompts=[""] * len(own))
+                some = own.every(_EMPTY_EVERY)
+                without = dataclasses.replace(some, prompts=[""] * len(some))
                 empty.append(dataclasses.replace(without, targets=_predict(untuned, without)))
             for time, size in zip(own.times.tolist(), change.flatten(1).mean(1).tolist()):
                 changes.setdefault(time, []).append(size)

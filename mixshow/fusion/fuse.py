@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
+from mixshow.fusion.build import Normalisation, build_problems
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import build_problems
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
@@ -33,12 +33,16 @@ class Objective:
         anchor_weight: mu, how much changed outputs on ordinary captions count; the concepts' weights sum to 1.
         captions: the ordinary captions.
         weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
+        shrinkage: share of the moments' off-diagonal elements that is taken away.
+        normalise: by what concepts' weights are divided, so that a loud one does not win.
     """
 
     ridge: float = 0.0
     anchor_weight: float = 0.0
     captions: Sequence[str] = ()
     weights_by_rows: bool = False
+    shrinkage: float = 0.0
+    normalise: Normalisation = "none"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +54,14 @@ class Fusion:
         embeddings: all concepts' tokens, `[layers, width]` each.
         outcomes: by module path, with residuals in the members' order; empty for baselines.
         seconds: by what they were spent on.
+        metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
     """
 
     changes: Mapping[str, Tensor]
     embeddings: Mapping[str, Tensor]
     outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def attach(self, base: Base) -> tuple[Base, Attachment]:
         """The fused model, sharing the base's modules until the handle is detached."""
@@ -90,12 +96,14 @@ def fuse(
     solvers: Mapping[Stage, Solver],
     *,
     recorded: Mapping[Stage, Recorded] | None = None,
+    keep_metrics: bool = False,
     show_progress: bool = False,
 ) -> Fusion:
     """Fuse concepts. The base is unchanged afterwards; `Fusion.attach` puts the result in place.
 
     Args:
         recorded: statistics at hand (from `record_stage`); stages not there are recorded.
+        keep_metrics: keep every layer's S, to truncate changes in it.
 
     Raises:
         MixshowError: tokens collide, or a concept was trained on another base.
@@ -104,6 +112,7 @@ def fuse(
     changes: dict[str, Tensor] = {}
     outcomes: dict[str, Outcome] = {}
     seconds: dict[str, float] = {}
+    metrics: dict[str, Tensor] = {}
     for stage in Stage:
         start = time.monotonic()
         deltas = [member.changes(base, [stage]) for member in members]
@@ -124,12 +133,16 @@ def fuse(
             anchor=stage_statistics.anchor,
             anchor_weight=objective.anchor_weight,
             ridge=objective.ridge,
+            shrinkage=objective.shrinkage,
+            normalise=objective.normalise,
         )
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
+        if keep_metrics:
+            metrics |= {problem.name: problem.matrix for problem in problems}
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
-    return Fusion(changes, all_embeddings(members), outcomes, seconds)
+    return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
 
 
 def record_stage(

@@ -28,12 +28,14 @@ class Member:
         weight: how much its errors count against the other concepts'.
         text_encoder: strength of its network on the text encoder.
         unet: strength of its network on the UNet.
+        alpha: strength of its whole network, a factor on both.
     """
 
     concept: Concept
     weight: float = 1.0
     text_encoder: float = 1.0
     unet: float = 1.0
+    alpha: float = 1.0
     _loaded: list[Network] = dataclasses.field(default_factory=list, init=False, repr=False)  # none, or the last base's
 
     def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> dict[str, Tensor]:
@@ -54,6 +56,19 @@ class Member:
             elif is_elementwise(layer.module):
                 change = change.reshape(-1, 1)
             found[layer.path] = change
+        return found
+
+    def output_directions(self, base: Base) -> dict[str, Tensor | None]:
+        """By module path, columns `[out, rank]` that span its changed outputs; None where its change has no low rank.
+
+        Raises:
+            MixshowError: the network was made for another base.
+        """
+        found: dict[str, Tensor | None] = {}
+        with torch.no_grad():
+            for layer, adapter, _ in self._active(base, tuple(Stage)):
+                factors = adapter.low_rank(own_weight(layer.module))
+                found[layer.path] = None if factors is None else factors[0]
         return found
 
     def changed_biases(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> set[str]:
@@ -83,7 +98,7 @@ class Member:
         return self._loaded[0]
 
     def _strength(self, stage: Stage) -> float:
-        return self.text_encoder if stage is Stage.TEXT else self.unet
+        return self.alpha * (self.text_encoder if stage is Stage.TEXT else self.unet)
 
     @contextlib.contextmanager
     def in_place(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> Iterator[Base]:

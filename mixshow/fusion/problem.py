@@ -6,7 +6,8 @@ layer (its weight is W_0 + D) minimises
     sum_i w_i tr((D - D_i) G_i (D - D_i)^T)  +  mu tr(D G_b D^T)  +  lambda ||D||^2
 
 which is the quadratic form of S = sum_i w_i G_i + mu G_b + lambda I and B = sum_i w_i D_i G_i. The ridge pulls the
-*change* to zero, never the weight.
+*change* to zero, never the weight. Moments of few rows can be shrunk towards their diagonals first (Jin et al. 2023,
+RegMean, arXiv 2212.09849), and weights divided by how loud concepts are.
 
 A layer whose bias changes has inputs extended by a constant 1, and the bias's change as the last column of D. A
 normalisation is a batch of such problems, one per channel, with one input each: all matrices have a leading axis then.
@@ -15,17 +16,14 @@ normalisation is a batch of such problems, one per channel, with one input each:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.statistics import LayerStatistics
-
-Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +36,7 @@ class Inputs:
         anchor: inputs under the base and ordinary captions.
         anchor_weight: mu.
         ridge: lambda as a share of the mean eigenvalue, `lambda = ridge * trace / width`; scale-free.
+        shrinkage: share of the off-diagonal elements of all moments that is taken away, 0 to 1.
     """
 
     statistics: Sequence[LayerStatistics]
@@ -45,18 +44,29 @@ class Inputs:
     anchor: LayerStatistics | None = None
     anchor_weight: float = 0.0
     ridge: float = 0.0
+    shrinkage: float = 0.0
+
+    @cached_property
+    def recorded_moments(self) -> list[Tensor]:
+        """G_i before shrinking, `[in, in]` each, of a normalisation `[channels, in, in]`."""
+        return [each.mean for each in self.statistics]
 
     @cached_property
     def moments(self) -> list[Tensor]:
         """G_i, `[in, in]` each, of a normalisation `[channels, in, in]`."""
-        return [each.mean for each in self.statistics]
+        return [shrunk(moment, self.shrinkage) for moment in self.recorded_moments]
+
+    @cached_property
+    def anchor_moment(self) -> Tensor | None:
+        """G_b, `[in, in]`."""
+        return None if self.anchor is None else shrunk(self.anchor.mean, self.shrinkage)
 
     @cached_property
     def plain_matrix(self) -> Tensor:
         """S without the ridge, `[in, in]`."""
         total = sum(weight * moment for weight, moment in zip(self.weights, self.moments))
         assert isinstance(total, Tensor)
-        return total if self.anchor is None else total + self.anchor_weight * self.anchor.mean
+        return total if self.anchor_moment is None else total + self.anchor_weight * self.anchor_moment
 
     @property
     def size(self) -> int:
@@ -97,6 +107,28 @@ class Inputs:
         values, vectors = self.eigen
         kept = values > self.resolution * values.max()
         return (vectors * kept.unsqueeze(-2)) @ vectors.mT
+
+    @cached_property
+    def factor(self) -> Tensor | None:
+        """The Cholesky factor of S, lower; None where S is not positive definite."""
+        factor, failed = torch.linalg.cholesky_ex(self.matrix)
+        return None if failed.any() else factor
+
+    @cached_property
+    def preconditioner(self) -> Tensor:
+        """The Cholesky factor of S; where inputs do not span everything, of S plus the noise of the recording.
+
+        Raises:
+            MixshowError: S has negative eigenvalues, which no rows give.
+        """
+        if self.rank == self.size and self.factor is not None:
+            return self.factor
+        shift = 2 * self.resolution * float(self.spectrum[-1]) or 1.0
+        width = self.matrix.shape[-1]
+        factor, failed = torch.linalg.cholesky_ex(self.matrix + shift * torch.eye(width).to(self.matrix))
+        if failed.any():
+            raise MixshowError("statistics: a moment has negative eigenvalues, which no inputs give; record them again")
+        return factor
 
     @property
     def resolution(self) -> float:
@@ -153,14 +185,18 @@ class LayerProblem:
         Args:
             change: D, `[out, in]`.
         """
+        return self._errors(change, self.inputs.recorded_moments)
+
+    def _errors(self, change: Tensor, moments: Iterable[Tensor]) -> list[float]:
         errors = [change if delta is None else change - delta.double() for delta in self.deltas]
-        return [quadratic(error, moment) for error, moment in zip(errors, self.inputs.moments)]
+        return [quadratic(error, moment) for error, moment in zip(errors, moments)]
 
     def objective(self, change: Tensor) -> float:
         """The value that solvers minimise at D, `[out, in]`."""
-        value = sum(weight * residual for weight, residual in zip(self.inputs.weights, self.residuals(change)))
-        if self.inputs.anchor is not None:
-            value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor.mean)
+        errors = self._errors(change, self.inputs.moments)
+        value = sum(weight * error for weight, error in zip(self.inputs.weights, errors))
+        if self.inputs.anchor_moment is not None:
+            value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor_moment)
         return float(value + self.inputs.ridge_value * change.square().sum())
 
 
@@ -169,57 +205,8 @@ def quadratic(error: Tensor, moment: Tensor) -> float:
     return float(((error @ moment) * error).sum())
 
 
-def build_problems(
-    deltas: Sequence[Deltas],
-    statistics: Sequence[Mapping[str, LayerStatistics]],
-    *,
-    weights: Sequence[float] | None,
-    anchor: Mapping[str, LayerStatistics] | None = None,
-    anchor_weight: float = 0.0,
-    ridge: float = 0.0,
-) -> list[LayerProblem]:
-    """One problem per layer that any concept changes.
-
-    Args:
-        deltas: for each concept, its weight changes by module path; with a last column for the bias or without.
-        statistics: for each concept, by module path; every layer of `deltas` must be there.
-        weights: one per concept, normalised to sum 1; None: in proportion to each layer's row counts (published).
-        anchor: statistics of the base under ordinary captions.
-        anchor_weight: mu.
-        ridge: share of the mean eigenvalue.
-
-    Raises:
-        MixshowError: a concept changes a bias, and the statistics were recorded without the constant input.
-    """
-    names = list(dict.fromkeys(name for each in deltas for name in each))
-    shared: dict[tuple[int, ...], Inputs] = {}
-    problems = []
-    for name in names:
-        own = [each[name] for each in statistics]
-        base = anchor[name] if anchor is not None and anchor_weight > 0 else None
-        key = tuple(id(each) for each in (*own, base))
-        if key not in shared:
-            raw = [float(each.rows) for each in own] if weights is None else list(weights)
-            shared[key] = Inputs(own, [value / sum(raw) for value in raw], base, anchor_weight, ridge)
-        inputs = shared[key]
-        problems.append(LayerProblem(name, inputs, [_delta(name, each.get(name), inputs) for each in deltas]))
-    return problems
-
-
-def _delta(name: str, delta: Tensor | None, inputs: Inputs) -> Tensor | None:
-    if delta is None:
-        return None
-    moment = inputs.plain_matrix
-    if delta.flatten(1).shape[1] > moment.shape[-1]:
-        raise MixshowError(
-            f"'{name}': a concept changes more than its statistics are of ({delta.flatten(1).shape[1]} columns, with "
-            f"the bias, against {moment.shape[-1]}); record the statistics again"
-        )
-    matrix = widened(delta, moment.shape[-1]).to(moment.device)
-    return matrix if moment.dim() == 2 else matrix.unsqueeze(-2)
-
-
-def widened(change: Tensor, width: int) -> Tensor:
-    """A change as a matrix `[out, width]`; what it has no column for, a bias, it leaves alone."""
-    matrix = change.flatten(1)
-    return F.pad(matrix, (0, width - matrix.shape[1]))
+def shrunk(moment: Tensor, share: float) -> Tensor:
+    """A moment `[..., in, in]` with its off-diagonal elements smaller by a share; 0: the moment itself."""
+    if share == 0:
+        return moment
+    return (1 - share) * moment + share * torch.diag_embed(moment.diagonal(dim1=-2, dim2=-1))

@@ -42,6 +42,7 @@ def report(
                 "tokens": list(member.concept.embeddings),
                 "source": member.concept.source,
                 "weight": member.weight,
+                "alpha": member.alpha,
                 "text_encoder": member.text_encoder,
                 "unet": member.unet,
             }

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
@@ -18,6 +16,7 @@ from mixshow.edlora.concept import Concept
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
+from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill import DistillPlan, distill
 from mixshow.fusion.fuse import Fusion, Objective
@@ -26,17 +25,16 @@ from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, renamed
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
-from mixshow.fusion.report import REPORT_FILE, report
-from mixshow.fusion.solvers import LBFGS, Exact, Solver
-from mixshow.models import Base, load_base, save_base
-from mixshow.models.base import extra_file, is_single_file
-from mixshow.models.checkpoint_write import single_file_problem
+from mixshow.fusion.report import report
+from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
+from mixshow.fusion.subspace import Subspace
+from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
@@ -54,18 +52,13 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     options = load_fuse_options(path, overrides)
     base, members = _prepare(options, str(path))
     loaded = time.monotonic()
-    solved = fuse_members(
-        base, members, _collection(options), _objective(options), _solvers(options), show_progress=True
-    )
-    fusion = _refined(base, members, solved, options)
+    solved = _solved(base, members, options)
+    fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
     about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
-    fused, attachment = fusion.attach(base)
-    with attachment:
-        dtype = _DTYPES[options.output_dtype] if is_single_file(options.output) else None
-        save_base(fused, options.output, dtype=dtype, extra={REPORT_FILE: about})
+    write_fused(base, members, fusion, factors, about, options)
     _tell(options.output, about["advice"], held_out)
     return options.output
 
@@ -92,17 +85,15 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     for i, entry in enumerate(entries):
         concept = attempt(f"concepts[{i}]", lambda entry=entry: _concept(entry))  # type: ignore[misc]
         if concept is not None:
-            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet)
+            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet, entry.alpha)
     problems += _collisions(members)
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
     if base is not None:
         for i, member in members.items():
-            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member))  # type: ignore[misc]
+            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member, options))  # type: ignore[misc]
         size = options.statistics
         attempt("statistics", lambda: latent_size(base, size.width, size.height))
-        if is_single_file(options.output) and (problem := single_file_problem(base)):
-            problems.append(f"output: {problem}")
-    problems += _output_problems(options)
+    problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)
     return base, list(members.values())
@@ -137,27 +128,29 @@ def _other_names(concept: Concept, number: int) -> str:
     return " ".join(f"{token[:-1]}-{number}>" for token in concept.embeddings)
 
 
-def _check_fit(base: Base, member: Member) -> None:
-    """Raises MixshowError when the concept does not fit the base."""
+def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
+    """Raises MixshowError when the concept does not fit the base, or the output cannot hold what it changes."""
     ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
-    member.changes(base)
+    changes = member.changes(base)
+    if changes and not any(bool(change.any()) for change in changes.values()):
+        name = member.concept.source or member.concept.text
+        log.info("%s: its network changes nothing, so that only its tokens are fused; was it trained?", name)
+    check_format(base, member, options)
 
 
-def _output_problems(options: FuseOptions) -> list[str]:
-    """The output is replaced as a whole, so it must be ours to replace."""
-    place = options.output
-    one_file = is_single_file(place)
-    if place.exists() and place.is_dir() == one_file:
-        return [f"output: expected a {'file' if one_file else 'folder'}, found {place}, which is none"]
-    full = one_file or (place.is_dir() and any(place.iterdir()))
-    if place.exists() and full and not extra_file(place, REPORT_FILE).is_file():
-        return [
-            f"output: {place} holds something other than a fused model, which would be lost; choose another "
-            f"{'name' if one_file else 'folder'}"
-        ]
-    if place.exists() and Path(options.base).exists() and place.samefile(options.base):
-        return [f"output: {place} is the base itself; choose another {'name' if one_file else 'folder'}"]
-    return []
+def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
+    """The fusion before refining, by least squares or by a method to compare with."""
+    objective, solvers = _objective(options), _solvers(options)
+    if options.method == "subspace":
+        objective, solvers = dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
+    elif options.method != "solve":
+        start, given = time.monotonic(), options.merge
+        fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
+        return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
+    return fuse_members(
+        base, members, _collection(options), objective, solvers,
+        keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
+    )  # fmt: skip
 
 
 def _collection(options: FuseOptions) -> Collection:
@@ -181,6 +174,8 @@ def _objective(options: FuseOptions) -> Objective:
         anchor_weight=options.anchor.weight,
         captions=options.anchor.captions or CAPTIONS,
         weights_by_rows=options.statistics.weights == "rows",
+        shrinkage=options.statistics.shrinkage,
+        normalise=options.statistics.normalise,
     )
 
 
@@ -188,8 +183,12 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
     given = options.solver
     if given.name == "exact":
         return dict.fromkeys(Stage, Exact())
-    spatial = LBFGS(given.spatial_iterations or given.iterations)
-    return {Stage.TEXT: LBFGS(given.iterations), Stage.KEY_VALUE: LBFGS(given.iterations), Stage.SPATIAL: spatial}
+
+    def iterative(iterations: int) -> Solver:
+        return CG(iterations) if given.name == "cg" else LBFGS(iterations, precondition=given.precondition)
+
+    solvers = dict.fromkeys(Stage, iterative(given.iterations))
+    return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
 
 
 def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:

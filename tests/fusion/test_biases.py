@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from mixshow.core.errors import MixshowError
 from mixshow.edlora.concept import Concept
 from mixshow.fusion.baselines import weight_average, weighted_sum
+from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection, key_value_statistics
 from mixshow.fusion.distill import DistillPlan, distill
 from mixshow.fusion.fuse import Objective, changed_layers, fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import build_problems
-from mixshow.fusion.solvers import LBFGS, Exact, Solver
+from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder, input_rows
 from mixshow.lycoris import create_network, load_network
 from mixshow.models import Base, encode_prompts
 from tests.tiny import tiny_concept
 
 OUT, WIDTH = 4, 6
-SOLVERS = [Exact(), LBFGS(tolerance=1e-14)]
+SOLVERS = [Exact(), LBFGS(tolerance=1e-14), LBFGS(precondition=True), CG()]
 
 
 def random(*shape: int, seed: int) -> Tensor:

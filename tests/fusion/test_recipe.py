@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 
 from mixshow.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
-from mixshow.config.fuse import load_fuse_options
+from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
+from mixshow.config.load import Section
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
 from mixshow.models import Base, load_base, save_base
-from mixshow.recipes.fuse import _collection, _output_problems
+from mixshow.recipes.fuse import _collection
+from mixshow.recipes.fuse_output import output_problems
 from tests.models.checkpoints import published_shape
 from tests.tiny import tiny_base, tiny_concept
 
@@ -70,7 +75,7 @@ def test_fuse_writes_one_file(single: list[str], stage: Path) -> None:
         assert torch.equal(after, after.half().float()) and not torch.equal(after, before.half().float())
     report = json.loads((stage / "fused_fusion_report.json").read_text())
     assert report["options"]["output"] == "fused.safetensors"
-    assert _output_problems(load_fuse_options("fuse.yml", single[2:])) == []  # a fused model may be replaced
+    assert output_problems(None, load_fuse_options("fuse.yml", single[2:])) == []  # a fused model may be replaced
 
 
 def test_what_one_file_may_not_replace_or_say_is_said_first(
@@ -87,6 +92,22 @@ def test_what_one_file_may_not_replace_or_say_is_said_first(
     (stage / "d.safetensors").mkdir()
     assert main([*single, "output=d.safetensors"]) == EXIT_USER_ERROR
     assert "output: expected a file" in capsys.readouterr().err
+
+
+def test_solvers_agree_through_the_command(stage: Path) -> None:
+    """With a ridge of the default's size; each is at its place in the report."""
+    found = {}
+    for name, status in {"exact": "solved", "cg": "converged", "lbfgs": "converged"}.items():
+        more = ["solver.precondition=true"] if name == "lbfgs" else []
+        assert (
+            main(["fuse", "fuse.yml", f"solver.name={name}", "refine.method=none", "report.heldout=false", *more]) == 0
+        )
+        report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+        assert {layer["status"] for layer in report["layers"].values()} == {status}
+        found[name] = load_base(stage / "fused").unet.state_dict()
+    for name in ("cg", "lbfgs"):
+        for key, value in found["exact"].items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_published_list_stands_in_for_concepts(stage: Path) -> None:
@@ -135,6 +156,14 @@ def test_all_problems_are_named_at_once(
     assert (stage / "fused" / "precious.txt").read_text() == "mine"
 
 
+def test_a_network_that_changes_nothing_is_said(stage: Path, tiny: Base, caplog: pytest.LogCaptureFixture) -> None:
+    save_concept(tiny_concept(tiny, "duck", strength=0.0), "duck.safetensors")
+    with caplog.at_level(logging.INFO, "mixshow"):
+        assert main(["fuse", "fuse.yml", "refine.method=none"]) == 0
+    assert "duck.safetensors: its network changes nothing" in caplog.text and "fox.pth: its" not in caplog.text
+    assert all(torch.isfinite(v).all() for v in load_base("fused").unet.state_dict().values())
+
+
 def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["fuse", "fuse.yml", "solver.rige=1", "anchor.weight=-1", "statistics.text_prompts=[photo]"])
@@ -142,6 +171,8 @@ def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixtu
     )
     said = capsys.readouterr().err
     assert "did you mean 'ridge'" in said and "anchor.weight" in said and "{concept}" in said
+    assert main(["fuse", "fuse.yml", "solver.name=exact", "solver.precondition=true"]) == EXIT_USER_ERROR
+    assert "solver.precondition: is for solver.name=lbfgs, found exact" in capsys.readouterr().err
     assert main(["fuse", "nowhere.yml"]) == EXIT_USER_ERROR
     assert main(["fuse", "fuse.yml", "base=nowhere"]) == EXIT_USER_ERROR
     assert main(["fuse", "fuse.yml", "device=cuda:99"]) == EXIT_USER_ERROR
@@ -191,8 +222,26 @@ def test_every_options_file_runs(file: Path, stage: Path, tiny_folder: Path) -> 
     assert (stage / "fused" / "fusion_report.json").exists()
 
 
+def option_names(section: type[Section], prefix: str = "") -> list[str]:
+    """Every option of a section, `solver.ridge`."""
+    hints = get_type_hints(section)
+    names = []
+    for field in dataclasses.fields(section):
+        kind = hints[field.name]
+        nested = isinstance(kind, type) and issubclass(kind, Section)
+        names += option_names(kind, f"{prefix}{field.name}.") if nested else [prefix + field.name]
+    return names
+
+
+def test_every_option_is_documented() -> None:
+    text = (OPTIONS.parents[1] / "docs" / "fusion.md").read_text()
+    names = [*option_names(FuseOptions), *option_names(ConceptOptions, "concepts[].")]
+    assert "solver.ridge" in names and "concepts[].alpha" in names
+    assert [name for name in names if f"`{name}`" not in text] == []
+
+
 def test_there_are_options_files() -> None:
-    assert len(list(OPTIONS.glob("*.yml"))) == 3
+    assert len(list(OPTIONS.glob("*.yml"))) == 4
 
 
 def test_result_does_not_depend_on_the_run(stage: Path) -> None:

@@ -1,4 +1,4 @@
-"""Both solvers find the minimum of the stated objective: well-posed, rank-deficient, anchored, weighted."""
+"""All solvers find the minimum of the stated objective: well-posed, rank-deficient, anchored, weighted."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.problem import LayerProblem, build_problems
-from mixshow.fusion.solvers import LBFGS, Exact, Solver, Status, solver_named
+from mixshow.fusion.build import build_problems
+from mixshow.fusion.problem import LayerProblem
+from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver, Status, solver_named
 from mixshow.fusion.statistics import LayerStatistics
 
 OUT, WIDTH = 5, 12
-SOLVERS = [LBFGS(), Exact()]
+SOLVERS = [LBFGS(), LBFGS(precondition=True), CG(), Exact()]
 
 
 def rows(count: int, seed: int, *, rank: int = WIDTH) -> Tensor:
@@ -165,8 +166,78 @@ def test_outcomes_say_what_to_do() -> None:
     assert "more weight" in outcome.advice
     [stopped] = LBFGS(2).solve([problem([rows(30, 1) * torch.logspace(0, -4, WIDTH)], [delta(3)])])
     assert stopped.status is Status.ITERATION_LIMIT and "ridge" in stopped.advice
+    for solver in (LBFGS(6), CG(6)):
+        [early] = solver.solve([problem([rows(60, 1)], [delta(3)])])
+        assert early.status is Status.ITERATION_LIMIT and early.iterations == 6
+        assert "solver.iterations" in early.advice
 
 
 def test_unknown_solvers_are_named() -> None:
     with pytest.raises(MixshowError, match="did you mean 'exact'"):
         solver_named("exakt")
+
+
+def assert_same_outputs(found: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: float) -> None:
+    """What changes do to the inputs: along directions that hardly occur they may differ."""
+    x = torch.cat(inputs)
+    assert (x @ (found - expected).T).norm() <= tolerance * (x @ expected.T).norm()
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("anchored", [False, True])
+def test_random_problems_agree_with_the_dense_reference(solver: Solver, seed: int, anchored: bool) -> None:
+    """Any number of concepts, ranks, rows, weights; one concept leaves the layer alone."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    count = number(2, 5)
+    inputs = [rows(number(3, 40), 10 * seed + i, rank=number(2, WIDTH + 1)) for i in range(count)]
+    deltas = [delta(10 * seed + i) for i in range(count)]
+    weights = [0.1 + float(torch.rand((), generator=draw)) for _ in range(count)]
+    ordinary = rows(20, 99, rank=5) if anchored else None
+    case = problem(inputs, deltas, ordinary, weights=weights, anchor_weight=0.4 if anchored else 0.0, ridge=1e-3)
+    left_alone = LayerProblem("layer", case.inputs, [*case.deltas[:-1], None])
+    deltas_alone = [*deltas[:-1], torch.zeros_like(deltas[-1])]
+    for built, changes in ((case, deltas), (left_alone, deltas_alone)):
+        [outcome] = solver.solve([built])
+        expected = reference(inputs, changes, weights, ridge=1e-3, anchor=ordinary, mu=0.4)
+        assert (outcome.change - expected).norm() <= 1e-6 * expected.norm()
+        assert outcome.status in (Status.SOLVED, Status.CONVERGED)
+        assert (outcome.rank, outcome.width) == (WIDTH, WIDTH)
+
+
+@pytest.mark.parametrize("solver", [LBFGS(precondition=True), CG(2000), Exact()], ids=str)
+@pytest.mark.parametrize("rank", [WIDTH, 8])
+def test_ill_conditioned_inputs_without_ridge(solver: Solver, rank: int) -> None:
+    """S of condition 1e8: the outputs are those of the least squares on the rows."""
+    basis = torch.linalg.qr(torch.randn(WIDTH, rank, generator=torch.Generator().manual_seed(7)).double()).Q.T
+    inputs = [rows(60, s) @ torch.eye(WIDTH, rank).double() * torch.logspace(0, -4, rank) @ basis for s in (1, 2)]
+    deltas = [delta(3), delta(4)]
+    [outcome] = solver.solve([problem(inputs, deltas)])
+    assert outcome.rank == rank and 1e7 < outcome.condition < 1e10
+    assert_same_outputs(outcome.change, reference(inputs, deltas, [1, 1]), inputs, 1e-6)
+    [exact] = Exact().solve([problem(inputs, deltas)])
+    assert outcome.objective_after <= exact.objective_after + 1e-9 * exact.objective_before
+
+
+def test_a_preconditioner_needs_few_steps() -> None:
+    inputs = [rows(60, s) * torch.logspace(0, -3, WIDTH) for s in (1, 2)]
+    case = problem(inputs, [delta(3), delta(4)], ridge=1e-6)
+    [plain], [quick] = LBFGS().solve([case]), LBFGS(precondition=True).solve([case])
+    assert quick.status is Status.CONVERGED and quick.iterations <= 3 < plain.iterations
+
+
+def test_damaged_moments_are_refused() -> None:
+    damaged = LayerStatistics(torch.full((WIDTH, WIDTH), float("nan"), dtype=torch.float64), 5)
+    with pytest.raises(MixshowError, match=r"'layer': .* no numbers; .*record them again"):
+        build_problems([{"layer": delta(1)}], [{"layer": damaged}], weights=[1])
+    negative = LayerStatistics(-torch.eye(WIDTH, dtype=torch.float64), 5)
+    with pytest.raises(MixshowError, match="negative squares"):
+        build_problems([{"layer": delta(1)}], [{"layer": negative}], weights=[1])
+    indefinite = 2 * torch.ones(WIDTH, WIDTH, dtype=torch.float64) - torch.eye(WIDTH, dtype=torch.float64)
+    [case] = build_problems([{"layer": delta(1)}], [{"layer": LayerStatistics(indefinite, 5)}], weights=[1])
+    with pytest.raises(MixshowError, match="negative eigenvalues"):
+        LBFGS(precondition=True).solve([case])

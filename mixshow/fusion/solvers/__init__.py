@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.fusion.problem import LayerProblem
+from mixshow.fusion.solvers.cg import CG
 from mixshow.fusion.solvers.exact import Exact
 from mixshow.fusion.solvers.lbfgs import LBFGS
 from mixshow.fusion.solvers.outcome import Outcome, Status
 
-__all__ = ["LBFGS", "SOLVERS", "Exact", "Outcome", "Solver", "Status", "solver_named"]
+__all__ = ["CG", "LBFGS", "SOLVERS", "Exact", "Outcome", "Solver", "Status", "solver_named"]
 
 
 class Solver(Protocol):
@@ -20,7 +21,7 @@ class Solver(Protocol):
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]: ...
 
 
-SOLVERS: dict[str, Any] = {"lbfgs": LBFGS, "exact": Exact}
+SOLVERS: dict[str, Any] = {"lbfgs": LBFGS, "exact": Exact, "cg": CG}
 
 
 def solver_named(name: str, **options: Any) -> Solver:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixshow.fusion.problem import Inputs, LayerProblem
-from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
+from mixshow.fusion.solvers.outcome import Outcome, Status, by_inputs, outcome_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +24,8 @@ class Exact:
     cutoff: float | None = None
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
-        groups: dict[int, list[int]] = {}  # places in `problems`
-        for place, problem in enumerate(problems):
-            groups.setdefault(id(problem.inputs), []).append(place)
         outcomes = {}
-        for places in groups.values():
+        for places in by_inputs(problems):
             group = [problems[place] for place in places]
             targets = torch.cat([problem.target for problem in group], dim=-2)
             changes, status = self._solve(group[0].inputs, targets)
@@ -38,10 +35,8 @@ class Exact:
         return [outcomes[place] for place in range(len(problems))]
 
     def _solve(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Status]:
-        if inputs.ridge_value > 0:
-            factor, failed = torch.linalg.cholesky_ex(inputs.matrix)
-            if not failed.any():
-                return torch.cholesky_solve(targets.mT, factor).mT, Status.SOLVED
+        if inputs.ridge_value > 0 and inputs.factor is not None:
+            return torch.cholesky_solve(targets.mT, inputs.factor).mT, Status.SOLVED
         values, vectors = inputs.eigen
         cutoff = inputs.resolution if self.cutoff is None else self.cutoff
         kept = values > cutoff * values.max().clamp(min=0)

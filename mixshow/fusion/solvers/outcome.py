@@ -61,6 +61,8 @@ class Outcome:
             )
         if self.condition > _BAD_CONDITION:
             return "ill-conditioned inputs: record more prompts or raise solver.ridge"
+        if self.status is Status.ITERATION_LIMIT:
+            return "stopped early: raise solver.iterations, or use solver.precondition or solver.name=exact"
         return ""
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +78,14 @@ class Outcome:
             "change_norm": float(self.change.norm()),
             "advice": self.advice,
         }
+
+
+def by_inputs(problems: Sequence[LayerProblem]) -> list[list[int]]:
+    """Places in `problems` of those that read the same inputs, so that they are one problem with more outputs."""
+    groups: dict[int, list[int]] = {}
+    for place, problem in enumerate(problems):
+        groups.setdefault(id(problem.inputs), []).append(place)
+    return list(groups.values())
 
 
 def outcome_of(problem: LayerProblem, change: Tensor, status: Status, iterations: int = 0) -> Outcome:

@@ -1,0 +1,131 @@
+"""What `mixshow fuse` writes: a whole model, as a folder or one file, or a network file with the tokens' embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixshow.config.fuse import FuseOptions
+from mixshow.core.errors import MixshowError
+from mixshow.core.progress import log
+from mixshow.fusion.factors import Factors, as_low_rank, loss_report
+from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.layers import layers_of
+from mixshow.fusion.lora_folder import save_lora_folder
+from mixshow.fusion.members import Member
+from mixshow.fusion.report import REPORT_FILE
+from mixshow.fusion.statistics import is_elementwise
+from mixshow.models import Base, save_base
+from mixshow.models.base import extra_file, is_single_file
+from mixshow.models.checkpoint_write import single_file_problem
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_format(base: Base, member: Member, options: FuseOptions) -> None:
+    """Raises MixshowError when the output cannot hold what a concept changes."""
+    if options.format != "lora":
+        return
+    name = member.concept.source or member.concept.text
+    modules = {layer.path: layer.module for layer in layers_of(base).values()}
+    directions = member.output_directions(base)
+    others = sorted(member.changed_biases(base) | {path for path in directions if is_elementwise(modules[path])})
+    if others:
+        raise MixshowError(
+            f"{name}: changes biases or normalisations ({len(others)} layers, "
+            f"such as '{others[0]}'), which format=lora cannot hold; use format=folder"
+        )
+    whole = [path for path, own in directions.items() if own is None]
+    if whole and options.lora.rank is None and options.lora.energy is None:
+        raise MixshowError(
+            f"{name}: {len(whole)} of its {len(directions)} changes have no low "
+            f"rank, such as '{whole[0]}'; give lora.rank or lora.energy"
+        )
+
+
+def output_problems(base: Base | None, options: FuseOptions) -> list[str]:
+    """Why the output cannot be written, one sentence each.
+
+    Args:
+        base: None where it could not be loaded.
+    """
+    problems = [*_full_rank_problems(options), *_place_problems(options)]
+    if base is not None and is_single_file(options.output) and (problem := single_file_problem(base)):
+        problems.append(f"output: {problem}")
+    return problems
+
+
+def _full_rank_problems(options: FuseOptions) -> list[str]:
+    if options.format != "lora" or options.lora.rank is not None or options.lora.energy is not None:
+        return []
+    if options.refine.method == "distill":
+        return [
+            "lora.rank: expected a rank, or lora.energy, because refine.method=distill gives full-rank changes; with "
+            "refine.method=none the file is exact"
+        ]
+    if options.method in ("ties", "dare", "dare_ties"):
+        return [f"lora.rank: expected a rank, or lora.energy, because method={options.method} gives full-rank changes"]
+    return []
+
+
+def _place_problems(options: FuseOptions) -> list[str]:
+    """The output is replaced as a whole, so it must be ours to replace."""
+    place = options.output
+    one_file = is_single_file(place)
+    if place.exists() and place.is_dir() == one_file:
+        return [f"output: expected a {'file' if one_file else 'folder'}, found {place}, which is none"]
+    full = one_file or (place.is_dir() and any(place.iterdir()))
+    if place.exists() and full and not extra_file(place, REPORT_FILE).is_file():
+        return [
+            f"output: {place} holds something other than a fused model, which would be lost; choose another "
+            f"{'name' if one_file else 'folder'}"
+        ]
+    if place.exists() and Path(options.base).exists() and place.samefile(options.base):
+        return [f"output: {place} is the base itself; choose another {'name' if one_file else 'folder'}"]
+    return []
+
+
+def formatted(
+    base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions
+) -> tuple[Fusion, dict[str, Factors] | None]:
+    """The fusion that the output can hold, with its factors by module path where it is a network file."""
+    if options.format == "folder":
+        return fusion, None
+    given = options.lora
+    fusion, factors = as_low_rank(base, members, fusion, rank=given.rank, energy=given.energy)
+    about = loss_report(factors)
+    if about["mean_lost"] > 0:
+        log.info(
+            "rank %d of %d leaves out %.2g of the outputs' squared change on recorded inputs, in the worst layer %.2g",
+            about["rank"], about["exact_rank"], about["mean_lost"], about["worst_lost"],
+        )  # fmt: skip
+    return fusion, factors
+
+
+def write_fused(
+    base: Base,
+    members: Sequence[Member],
+    fusion: Fusion,
+    factors: Mapping[str, Factors] | None,
+    about: Mapping[str, Any],
+    options: FuseOptions,
+) -> None:
+    """Write the output folder or file.
+
+    Args:
+        factors: by module path, where it is a network file.
+        about: the report.
+    """
+    if factors is not None:
+        extra = {REPORT_FILE: {**about, "lora": loss_report(factors)}}
+        save_lora_folder(
+            base, members, factors, fusion.embeddings, options.output, naming=options.lora.naming, extra=extra
+        )
+        return
+    fused, attachment = fusion.attach(base)
+    with attachment:
+        dtype = _DTYPES[options.output_dtype] if is_single_file(options.output) else None
+        save_base(fused, options.output, dtype=dtype, extra={REPORT_FILE: about})
