@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mixshow.config.load import Section, load, option, read_yaml
 
 PUBLISHED: Mapping[str, Any] = {
-    "solver": {"name": "lbfgs", "iterations": 500, "spatial_iterations": 50, "ridge": 0.0},
+    "solver": {"name": "lbfgs", "iterations": 500, "spatial_iterations": 50, "precondition": False, "ridge": 0.0},
     "statistics": {
         "collect": "progressive",
         "text_prompts": ["photo of a {concept}", "{concept}"],
@@ -53,15 +53,10 @@ class SolverOptions(Section):
         "pull of every change to zero, as a share of the mean squared input; less overfits the prompts",
         0.01,
     )
-    precondition: bool = option("lbfgs: start each step from a Cholesky factor, nearly the closed form", False)
+    precondition: bool = option("lbfgs only: start each step from a Cholesky factor, nearly the closed form", True)
 
     def problems(self) -> list[str]:
         return [
-            *(
-                [f"precondition: is for solver.name=lbfgs, found {self.name}; leave it out"]
-                if self.precondition and self.name != "lbfgs"
-                else []
-            ),
             *([] if self.iterations > 0 else [f"iterations: expected at least 1, found {self.iterations}"]),
             *(
                 [f"spatial_iterations: expected at least 1 or null, found {self.spatial_iterations}"]

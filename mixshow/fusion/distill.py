@@ -102,13 +102,10 @@ class Lessons:
     def one(self, generator: torch.Generator) -> Lessons:
         """One of them by chance."""
         row = int(torch.randint(len(self), (1,), generator=generator))
-        return self._part(slice(row, row + 1))
+        return self.part(slice(row, row + 1))
 
-    def every(self, step: int) -> Lessons:
-        """Every `step`-th of them."""
-        return self._part(slice(None, None, step))
-
-    def _part(self, part: slice) -> Lessons:
+    def part(self, part: slice) -> Lessons:
+        """Some of them."""
         return Lessons(self.latents[part], self.times[part], self.prompts[part], self.targets[part], self.weights[part])
 
 
@@ -170,7 +167,8 @@ def write_curriculum(
     """Denoise the pictures to learn from and keep every point with the teachers' predictions.
 
     Args:
-        number: of the round, which has its own share of the prompts and its own start noise.
+        number: of the round, which has its own share of the prompts and its own start noise; the first one's ordinary
+            captions are for all.
         fusion: what denoises; None: each concept's own model.
     """
     concepts: list[Lessons] = []
@@ -187,14 +185,17 @@ def write_curriculum(
                 own = walked if fusion is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
             with member.in_place(base, stages=()) as untuned:
                 change = (own.targets - _predict(untuned, own)).square()
-                some = own.every(_EMPTY_EVERY)
+                some = own.part(slice(None, None, _EMPTY_EVERY))
                 without = dataclasses.replace(some, prompts=[""] * len(some))
                 empty.append(dataclasses.replace(without, targets=_predict(untuned, without)))
             for time, size in zip(own.times.tolist(), change.flatten(1).mean(1).tolist()):
                 changes.setdefault(time, []).append(size)
             concepts.append(dataclasses.replace(own, weights=_weights(change)))
             bar.update()
-        ordinary = _lessons(base, plan.captions, plan, (number, len(members)))
+        if number == 0:
+            ordinary = _lessons(base, plan.captions, plan, (number, len(members)))
+        else:
+            ordinary = concepts[0].part(slice(0))  # none
         bar.update()
     scale = {time: sum(values) / len(values) for time, values in changes.items()}
     return Curriculum(concepts, _joined(empty), ordinary, scale)

@@ -86,7 +86,7 @@ def test_rounds_share_the_prompts(tiny: Base, members: list[Member]) -> None:
     }
     both = first.with_more(second)
     assert len(both.concepts[1]) == plan.walk_steps * len(plan.prompts)
-    assert len(both.ordinary) == 2 * plan.walk_steps * len(plan.captions)
+    assert len(both.ordinary) == plan.walk_steps * len(plan.captions)
     assert both.scale == first.scale  # errors stay in their unit
 
     few = dataclasses.replace(PLAN, rounds=3)  # more rounds than prompts: the last has all of them

@@ -98,7 +98,7 @@ def test_solvers_agree_through_the_command(stage: Path) -> None:
     """With a ridge of the default's size; each is at its place in the report."""
     found = {}
     for name, status in {"exact": "solved", "cg": "converged", "lbfgs": "converged"}.items():
-        more = ["solver.precondition=true"] if name == "lbfgs" else []
+        more = ["solver.precondition=false"] if name == "lbfgs" else []  # with it, it is nearly the closed form
         assert (
             main(["fuse", "fuse.yml", f"solver.name={name}", "refine.method=none", "report.heldout=false", *more]) == 0
         )
@@ -171,8 +171,6 @@ def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixtu
     )
     said = capsys.readouterr().err
     assert "did you mean 'ridge'" in said and "anchor.weight" in said and "{concept}" in said
-    assert main(["fuse", "fuse.yml", "solver.name=exact", "solver.precondition=true"]) == EXIT_USER_ERROR
-    assert "solver.precondition: is for solver.name=lbfgs, found exact" in capsys.readouterr().err
     assert main(["fuse", "nowhere.yml"]) == EXIT_USER_ERROR
     assert main(["fuse", "fuse.yml", "base=nowhere"]) == EXIT_USER_ERROR
     assert main(["fuse", "fuse.yml", "device=cuda:99"]) == EXIT_USER_ERROR

@@ -68,7 +68,7 @@ def test_the_whole_show(tmp_path: Path) -> None:
     identity = report["identity"]
     # Below the lower ends of the measured intervals; the aims are 0.95, 0.88 and 0.85.
     assert identity["class_word"] <= 0.1 and identity["single"] >= 0.85
-    assert identity["weight_average"] < 0.3 and identity["fused"] >= 0.88 and identity["scene"] >= 0.65
+    assert identity["weight_average"] < 0.3 and identity["fused"] >= 0.88 and identity["scene"] >= 0.75
     assert report["judge_accuracy"] >= 0.97
     assert report["peak_memory_gb"] <= 4
     assert {"training", "fusion", "scenes", "total"} <= set(report["seconds"])
