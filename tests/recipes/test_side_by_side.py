@@ -84,7 +84,8 @@ def test_ctrl_c_stops_all_with_a_checkpoint(files: Sequence[Path], tmp_path: Pat
     for file in files:
         file.write_text(file.read_text().replace("steps: 2", "steps: 5000"))
     program = (
-        "import sys; from pathlib import Path; from mixshow.recipes import side_by_side;"
+        "import signal, sys; from pathlib import Path; from mixshow.recipes import side_by_side;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # shells let background jobs ignore it
         "side_by_side.cores = lambda: 2;"
         "side_by_side.train_all([Path(file) for file in sys.argv[1:]])"
     )
