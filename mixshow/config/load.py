@@ -133,6 +133,13 @@ def _checked(overrides: Sequence[str]) -> Sequence[str]:
     for text in overrides:
         if "=" not in text or text.startswith("="):
             raise MixshowError(f"override '{text}': expected key=value, for example train.steps=200")
+        try:
+            OmegaConf.from_dotlist([text])
+        except YAMLError as error:
+            raise MixshowError(
+                f"override '{text}': not valid YAML: {getattr(error, 'problem', None) or _first_line(error)}; a value "
+                "such as '[{file: a.safetensors}]' has a space behind every colon and stands in quotes in a shell"
+            ) from error
     return overrides
 
 

@@ -84,6 +84,15 @@ def test_an_override_needs_key_and_value(tmp_path: Path, text: str) -> None:
         load(Options, tmp_path / "a.yml", [text])
 
 
+def test_an_override_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("output: out\n")
+    with pytest.raises(
+        MixshowError, match=r"override 'parts=\[\{rank:2,box:\[0': not valid YAML: .*space behind"
+    ) as error:
+        load(Options, tmp_path / "a.yml", ["parts=[{rank:2,box:[0"])
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("contents", [b"a: [1, 2", b"- 1\n- 2\n", b"\xff\xfe\x00", b"a: b: c"])
 def test_what_is_no_yaml_mapping_is_one_line(tmp_path: Path, contents: bytes) -> None:
     path = tmp_path / "a.yml"
