@@ -21,10 +21,11 @@ from mixshow.config.fuse import FuseOptions
 from mixshow.formats import read_concept
 from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.collect import PUBLISHED, Collection
-from mixshow.fusion.distill import DistillPlan, distill
+from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion, Objective, fuse, record_stage
 from mixshow.fusion.heldout import HeldOut
 from mixshow.fusion.layers import Stage
+from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import CAPTIONS
 from mixshow.fusion.solvers import Exact

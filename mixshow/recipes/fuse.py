@@ -18,11 +18,12 @@ from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.distill import DistillPlan, distill
+from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
+from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member, renamed
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.report import report

@@ -14,10 +14,11 @@ from mixshow.edlora.concept import Concept
 from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection, key_value_statistics
-from mixshow.fusion.distill import DistillPlan, distill
+from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Objective, changed_layers, fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
+from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder, input_rows

@@ -10,9 +10,10 @@ import torch
 
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.baselines import weight_average
-from mixshow.fusion.distill import DistillPlan, Lessons, distill, write_curriculum
+from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.layers import Stage, layers_of
+from mixshow.fusion.lessons import DistillPlan, Lessons, write_curriculum
 from mixshow.fusion.members import Member
 from mixshow.models import Base, prompt_states
 from tests.fusion.test_fuse import hooks, state
