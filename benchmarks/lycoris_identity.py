@@ -128,7 +128,7 @@ def judged(judge: Judge, base: Base, text: str, name: str, pictures: int, folder
     path = judged_file(folder, pictures)
     if path.is_file():
         return
-    images = character_pictures(base, text, pictures)
+    images = character_pictures(base, text, count=pictures)
     places = [place_of(HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)]) for i in range(pictures)]
     seen = [attributes["background"] for attributes in judge.attributes(images)]
     identity = share_of([found == name for found in judge.identities(images)])
