@@ -300,7 +300,8 @@ def print_attaching(unet: nn.Module, targets: Sequence[Target], cases: Sequence[
 
 def print_file(unet: nn.Module, targets: Sequence[Target]) -> None:
     """LoRA of the rank that makes the file so large, in half precision, on all layers."""
-    per_rank = sum(2 * (w.shape[0] + math.prod(w.shape[1:])) for w in (t.module.weight for t in targets))  # type: ignore[union-attr, index]
+    shapes = [tuple(target.module.get_parameter("weight").shape) for target in targets]
+    per_rank = sum(2 * (shape[0] + math.prod(shape[1:])) for shape in shapes)
     network = create_network({"model": unet}, targets=targets, dim=round(FILE_BYTES / per_rank), alpha=1.0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

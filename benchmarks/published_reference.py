@@ -53,12 +53,13 @@ class Reference:
         # The file holds the optimum's weights, W_0 + change.
         optimum = read_safetensors(folder / "minimum_change.safetensors")[0]
         optimum = {key.removesuffix(".weight"): weight.double().flatten(1) for key, weight in optimum.items()}
-        weights = {path: before[path].module.weight.detach().double().flatten(1) for path in optimum}
+        weights = {path: before[path].module.get_parameter("weight").detach().double().flatten(1) for path in optimum}
         self.optimum = {path: weight - weights[path] for path, weight in optimum.items()}
         moments = read_safetensors(folder / "mean_grams.safetensors")[0]
         self.moments = {key.removesuffix(".weight"): moment.double() for key, moment in moments.items()}
         self.published = {
-            path: after[path].module.weight.detach().double().flatten(1) - weights[path] for path in self.optimum
+            path: after[path].module.get_parameter("weight").detach().double().flatten(1) - weights[path]
+            for path in self.optimum
         }
         records = json.loads((folder / "solver_record.json").read_text()).values()
         # Recorded per row and output; here per row.
