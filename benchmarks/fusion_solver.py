@@ -1,4 +1,4 @@
-"""Fusion's solver against the published procedure, on the same recorded inputs with Stable Diffusion 1.5's layer shapes.
+"""Fusion's solver against the published procedure, on equal inputs, with Stable Diffusion 1.5's layer shapes.
 
     python benchmarks/fusion_solver.py [--concepts 3] [--rows 1.0] [--only spatial] [--memory 3 14] [--toy]
 
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from mixshow.core.stopwatch import machine
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion.build import build_problems
-from mixshow.fusion.problem import LayerProblem, quadratic
+from mixshow.fusion.problem import quadratic
 from mixshow.fusion.solvers import LBFGS
 from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
 
