@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
+from mixshow.fusion.deltas import Deltas, Matrices
 from mixshow.fusion.problem import Inputs, LayerProblem, quadratic
 from mixshow.fusion.statistics import LayerStatistics
 
-Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
 # What concepts' weights are divided by: nothing, their mean squared inputs, or that of what their changes make of them.
 Normalisation = Literal["none", "inputs", "changes"]
 
@@ -55,7 +54,7 @@ def build_problems(
         own = [each[group[0]] for each in statistics]
         base = anchor[group[0]] if anchor is not None and anchor_weight > 0 else None
         _check_moments(group[0], [*own, *([] if base is None else [base])])
-        matrices = {name: [_delta(name, each.get(name), own[0].moment) for each in deltas] for name in group}
+        matrices = {name: Matrices(name, deltas, own[0].moment) for name in group}
         raw = [float(each.rows) for each in own] if weights is None else list(weights)
         if normalise != "none":
             raw = [value / loud for value, loud in zip(raw, _loudness(own, list(matrices.values()), normalise))]
@@ -92,21 +91,3 @@ def _check_moments(name: str, statistics: Sequence[LayerStatistics]) -> None:
                 f"'{name}': its inputs' moments hold {kind}; the model overflows on these prompts, or the statistics "
                 "are damaged; record them again in float32"
             )
-
-
-def _delta(name: str, delta: Tensor | None, moment: Tensor) -> Tensor | None:
-    if delta is None:
-        return None
-    if delta.flatten(1).shape[1] > moment.shape[-1]:
-        raise MixshowError(
-            f"'{name}': a concept changes more than its statistics are of ({delta.flatten(1).shape[1]} columns, with "
-            f"the bias, against {moment.shape[-1]}); record the statistics again"
-        )
-    matrix = widened(delta, moment.shape[-1]).to(moment.device)
-    return matrix if moment.dim() == 2 else matrix.unsqueeze(-2)
-
-
-def widened(change: Tensor, width: int) -> Tensor:
-    """A change as a matrix `[out, width]`; what it has no column for, a bias, it leaves alone."""
-    matrix = change.flatten(1)
-    return F.pad(matrix, (0, width - matrix.shape[1]))

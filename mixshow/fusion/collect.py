@@ -61,13 +61,18 @@ def record(
     *,
     text_prompts: Sequence[str],
     picture_prompts: Sequence[str],
+    every: slice = slice(None),
 ) -> Statistics:
-    """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in."""
+    """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in.
+
+    Args:
+        every: which of the prompts; where it takes none, there are no statistics.
+    """
     if stage is Stage.TEXT:
-        return text_statistics(base, layers, text_prompts, padded=collection.every_position)
+        return text_statistics(base, layers, text_prompts[every], padded=collection.every_position)
     if stage is Stage.KEY_VALUE:
-        return key_value_statistics(base, layers, text_prompts, every_position=collection.every_position)
-    return spatial_statistics(base, layers, picture_prompts, collection)
+        return key_value_statistics(base, layers, text_prompts[every], every_position=collection.every_position)
+    return spatial_statistics(base, layers, picture_prompts, collection, every)
 
 
 @torch.no_grad()
@@ -112,22 +117,30 @@ def key_value_statistics(
                 if (number, extended) in read:
                     own, before = LayerStatistics.of_rows(rows, extended=extended), statistics.get((number, extended))
                     statistics[number, extended] = own if before is None else before + own
+    if not prompts:
+        return {}
     return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
 
 
 @torch.no_grad()
 def spatial_statistics(
-    base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection, every: slice = slice(None)
 ) -> Statistics:
-    """Inputs of UNet layers while pictures of the prompts are denoised, without guidance."""
+    """Inputs of UNet layers while pictures of the prompts are denoised, without guidance.
+
+    Args:
+        every: which of the prompts; start noise goes by a prompt's number among all.
+    """
     height, width = latent_size(base, collection.width, collection.height)
+    numbers = range(len(prompts))[every]
     with _recorder(layers) as recorder:
-        for start in range(0, len(prompts), collection.batch_size):
-            batch = prompts[start : start + collection.batch_size]
-            seeds = [derived_seed(collection.seed, "statistics", start + i) for i in range(len(batch))]
+        for start in range(0, len(numbers), collection.batch_size):
+            batch = numbers[start : start + collection.batch_size]
+            seeds = [derived_seed(collection.seed, "statistics", number) for number in batch]
             scheduler = make_scheduler(base)
             scheduler.set_timesteps(collection.steps, device=base.device)
-            denoise(base, scheduler, start_noise(base, seeds, height, width), prompt_states(base, batch))
+            states = prompt_states(base, [prompts[number] for number in batch])
+            denoise(base, scheduler, start_noise(base, seeds, height, width), states)
     return recorder.statistics()
 
 

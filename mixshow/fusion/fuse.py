@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
+from mixshow.core.processes import Processes
 from mixshow.core.progress import progress_bar
 from mixshow.fusion.build import Normalisation, build_problems
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import filled
+from mixshow.fusion.sharing import summed
 from mixshow.fusion.solvers import Outcome, Solver
+from mixshow.fusion.solving import solve_layers
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
 
@@ -97,6 +100,7 @@ def fuse(
     *,
     recorded: Mapping[Stage, Recorded] | None = None,
     keep_metrics: bool = False,
+    processes: Processes | None = None,
     show_progress: bool = False,
 ) -> Fusion:
     """Fuse concepts. The base is unchanged afterwards; `Fusion.attach` puts the result in place.
@@ -104,6 +108,7 @@ def fuse(
     Args:
         recorded: statistics at hand (from `record_stage`); stages not there are recorded.
         keep_metrics: keep every layer's S, to truncate changes in it.
+        processes: that share the work; each returns the whole fusion. None: this one does all.
 
     Raises:
         MixshowError: tokens collide, or a concept was trained on another base.
@@ -122,7 +127,7 @@ def fuse(
         if stage_statistics is None:
             with put_in_place(modules, changes if collection.progressive else {}):
                 stage_statistics = record_stage(
-                    base, members, stage, collection, objective, show_progress=show_progress
+                    base, members, stage, collection, objective, processes=processes, show_progress=show_progress
                 )
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
@@ -136,7 +141,9 @@ def fuse(
             shrinkage=objective.shrinkage,
             normalise=objective.normalise,
         )
-        for outcome in solvers[stage].solve(problems):
+        for outcome in solve_layers(
+            solvers[stage], problems, stage.value, processes=processes, show_progress=show_progress
+        ):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
         if keep_metrics:
@@ -152,29 +159,38 @@ def record_stage(
     collection: Collection,
     objective: Objective,
     *,
+    processes: Processes | None = None,
     show_progress: bool = False,
 ) -> Recorded:
-    """Statistics of one stage for all members, and for the anchor when the objective has one."""
+    """Statistics of one stage for all members, and for the anchor when the objective has one.
+
+    Args:
+        processes: that record some of the prompts each; None: this one records all.
+    """
+    processes = processes or Processes.alone()
+
+    def recorded(model: Base, number: int, text_prompts: Sequence[str], picture_prompts: Sequence[str]) -> Statistics:
+        every = processes.part(number)
+        own = record(
+            model, layers, stage, collection, text_prompts=text_prompts, picture_prompts=picture_prompts, every=every
+        )
+        return summed(own, processes, base.device)
+
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
     concepts = []
     anchored = objective.anchor_weight > 0
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
-        for member in members:
+        for number, member in enumerate(members):
+            name = member.concept.text
             with member.in_place(base, own_stages) as tuned:
-                name = member.concept.text
-                concepts.append(
-                    record(
-                        tuned, layers, stage, collection,
-                        text_prompts=filled(collection.text_prompts, name),
-                        picture_prompts=filled(collection.picture_prompts, name),
-                    )
-                )  # fmt: skip
+                text, pictures = (filled(each, name) for each in (collection.text_prompts, collection.picture_prompts))
+                concepts.append(recorded(tuned, number, text, pictures))
             bar.update()
         anchor = None
         if anchored:
             captions = list(objective.captions)
-            anchor = record(base, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
+            anchor = recorded(base, len(members), captions, captions)
             bar.update()
     return Recorded(concepts, anchor)
 

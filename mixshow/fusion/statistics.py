@@ -9,6 +9,7 @@ normalised input.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
 from collections.abc import Collection, Mapping
 from typing import Self
@@ -24,6 +25,8 @@ from mixshow.lycoris.operation import module_operation
 # Relative size below which eigenvalues of a moment are rounding noise: products of fp32 inputs taken in fp64, in fp32.
 DOUBLE_RESOLUTION = 1e-10
 SINGLE_RESOLUTION = 1e-7
+_WIDE = 256  # below, mirroring takes as long as it saves
+_BLOCKS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +43,11 @@ class LayerStatistics:
     moment: Tensor
     rows: int
     resolution: float = DOUBLE_RESOLUTION
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the moment."""
+        return self.moment.shape
 
     @property
     def mean(self) -> Tensor:
@@ -67,11 +75,23 @@ def second_moment(rows: Tensor, *, elementwise: bool = False, extended: bool = F
         extended: inputs are followed by a constant 1.
     """
     if not elementwise:
-        rows = F.pad(rows, (0, 1), value=1.0) if extended else rows
-        return rows.T @ rows
+        return _square(F.pad(rows, (0, 1), value=1.0) if extended else rows)
     columns = rows.T[..., None]
     columns = F.pad(columns, (0, 1), value=1.0) if extended else columns
     return columns.mT @ columns
+
+
+def _square(rows: Tensor) -> Tensor:
+    """`rows.T @ rows` with five eighths of its products where it is wide: the blocks above the diagonal, mirrored."""
+    width = rows.shape[1]
+    if width < _WIDE:
+        return rows.T @ rows
+    square = rows.new_empty(width, width)
+    edges = [width * number // _BLOCKS for number in range(_BLOCKS + 1)]
+    for start, end in itertools.pairwise(edges):
+        torch.mm(rows[:, start:end].T, rows[:, start:], out=square[start:end, start:])
+        square[end:, start:end] = square[start:end, end:].T
+    return square
 
 
 def is_elementwise(module: nn.Module) -> bool:
@@ -124,11 +144,11 @@ class _Accumulator:
     def settle(self) -> None:
         if self._waiting is not None:
             product, rows = self._waiting
-            self.moment = product.double() if self.moment is None else self.moment + product
+            self.moment = product.double() if self.moment is None else self.moment.add_(product)
             self.rows, self._waiting = self.rows + rows, None
 
     def without_latest(self) -> _Accumulator:
-        return _Accumulator(self.moment, self.rows)
+        return _Accumulator(None if self.moment is None else self.moment.clone(), self.rows)
 
 
 class StatisticsRecorder:
@@ -201,8 +221,8 @@ class StatisticsRecorder:
         product, count = None, 0
         for part in parts:
             rows = input_rows(module, part.double() if self._double else part.float())  # never half precision
-            square = second_moment(rows, elementwise=is_elementwise(module), extended=extended).double()
-            product = square if product is None else product + square
+            square = second_moment(rows, elementwise=is_elementwise(module), extended=extended)
+            product = square if product is None else product.double().add_(square)  # sums are taken in float64
             count += rows.shape[0]
         assert product is not None
         return product, count
