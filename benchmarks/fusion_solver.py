@@ -181,7 +181,7 @@ def published(case: Case) -> Tensor:
             best, least = weight.detach().clone(), float(total)
         return total
 
-    optimizer.step(evaluate)  # type: ignore[arg-type]
+    optimizer.step(evaluate)
     return best - base
 
 
