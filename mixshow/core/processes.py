@@ -70,3 +70,8 @@ class Processes:
         """Put the sum over all processes in the place of a tensor of equal shape in each."""
         if self.count > 1:
             torch.distributed.all_reduce(tensor)
+
+    def part_ways(self) -> None:
+        """Nothing is said between the processes any more; each goes on by itself."""
+        if self.count > 1:
+            torch.distributed.destroy_process_group()

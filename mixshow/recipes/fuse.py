@@ -11,6 +11,7 @@ from typing import TypeVar
 from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.edlora.concept import Concept
 from mixshow.edlora.embedding import ConceptEmbedding
@@ -41,6 +42,8 @@ T = TypeVar("T")
 def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     """Fuse concepts into one model; returns its folder or file.
 
+    Of several processes (`accelerate launch -m mixshow fuse`) all record and solve, the main one refines and writes.
+
     Args:
         path: an options file.
         overrides: `key=value` texts that replace its options.
@@ -51,9 +54,13 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     """
     started = time.monotonic()
     options = load_fuse_options(path, overrides)
-    base, members = _prepare(options, str(path))
+    processes = Processes.launched()
+    base, members = prepare(options, str(path))
     loaded = time.monotonic()
-    solved = _solved(base, members, options)
+    solved = _solved(base, members, options, processes)
+    processes.part_ways()
+    if not processes.main:
+        return options.output
     fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
@@ -64,7 +71,7 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     return options.output
 
 
-def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
+def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     """Load and check the base and all concepts, naming all problems at once."""
     problems: list[str] = []
 
@@ -139,9 +146,9 @@ def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
     check_format(base, member, options)
 
 
-def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
+def _solved(base: Base, members: Sequence[Member], options: FuseOptions, processes: Processes) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
-    objective, solvers = _objective(options), _solvers(options)
+    objective, solvers = objective_of(options), _solvers(options)
     if options.method == "subspace":
         objective, solvers = dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
     elif options.method != "solve":
@@ -149,12 +156,13 @@ def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusi
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
     return fuse_members(
-        base, members, _collection(options), objective, solvers,
-        keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
+        base, members, collection_of(options), objective, solvers,
+        keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
+        processes=processes, show_progress=processes.main,
     )  # fmt: skip
 
 
-def _collection(options: FuseOptions) -> Collection:
+def collection_of(options: FuseOptions) -> Collection:
     given = options.statistics
     return Collection(
         progressive=given.collect == "progressive",
@@ -169,7 +177,7 @@ def _collection(options: FuseOptions) -> Collection:
     )
 
 
-def _objective(options: FuseOptions) -> Objective:
+def objective_of(options: FuseOptions) -> Objective:
     return Objective(
         ridge=options.solver.ridge,
         anchor_weight=options.anchor.weight,
@@ -193,10 +201,16 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
 
 
 def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:
-    given, size = options.refine, options.statistics
-    if given.method == "none":
+    if options.refine.method == "none":
         return fusion
-    plan = DistillPlan(
+    start = time.monotonic()
+    refined = distill(base, members, fusion, distill_plan(options), show_progress=True)
+    return dataclasses.replace(refined, seconds={**fusion.seconds, "distilling": time.monotonic() - start})
+
+
+def distill_plan(options: FuseOptions) -> DistillPlan:
+    given, size = options.refine, options.statistics
+    return DistillPlan(
         steps=given.steps,
         rate=given.rate,
         batch_size=given.batch_size,
@@ -207,9 +221,17 @@ def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: Fus
         height=size.height,
         seed=given.seed,
     )
-    start = time.monotonic()
-    refined = distill(base, members, fusion, plan, show_progress=True)
-    return dataclasses.replace(refined, seconds={**fusion.seconds, "distilling": time.monotonic() - start})
+
+
+def heldout_plan(options: FuseOptions) -> HeldOutPlan:
+    return HeldOutPlan(
+        prompts=options.report.prompts or HELD_OUT,
+        captions=options.report.captions or HELD_OUT_CAPTIONS,
+        steps=options.report.steps,
+        width=options.statistics.width,
+        height=options.statistics.height,
+        seed=options.report.seed,
+    )
 
 
 def _held_out(
@@ -218,15 +240,7 @@ def _held_out(
     """Scores by the name of the fusion; nothing where the report is not wanted."""
     if not options.report.heldout:
         return {}
-    plan = HeldOutPlan(
-        prompts=options.report.prompts or HELD_OUT,
-        captions=options.report.captions or HELD_OUT_CAPTIONS,
-        steps=options.report.steps,
-        width=options.statistics.width,
-        height=options.statistics.height,
-        seed=options.report.seed,
-    )
-    references = HeldOut(base, members, plan, show_progress=True)
+    references = HeldOut(base, members, heldout_plan(options), show_progress=True)
     scores: dict[int, HeldOutScores] = {}  # without refining both are the same
     for fusion in fusions.values():
         if id(fusion) not in scores:
