@@ -93,7 +93,8 @@ def concept(base: Base, number: int, endings: Sequence[str]) -> Concept:
     ]
     network = create_network(base.models, targets=targets, dim=RANK, generator=generator)
     for adapter in network.adapters.values():
-        adapter.up.data = torch.randn(adapter.up.shape, generator=generator) * 0.01
+        up = adapter.get_parameter("up")
+        up.data = torch.randn(up.shape, generator=generator) * 0.01
     layers, width = base.topology.layers, base.topology.text_width
     embeddings = {f"<c{number}{part}>": torch.randn(layers, width, generator=generator) * 0.013 for part in "ab"}
     metadata = {TEXT_WIDTHS: list(base.text_widths)} if len(base.text_widths) > 1 else {}
