@@ -36,9 +36,10 @@ from torch import Tensor, nn
 from mixshow.core.stopwatch import machine
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion.build import build_problems
+from mixshow.fusion.collect import Statistics
 from mixshow.fusion.problem import quadratic
 from mixshow.fusion.solvers import LBFGS
-from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
+from mixshow.fusion.statistics import StatisticsRecorder
 
 T = TypeVar("T")
 PART = 5000  # rows of the published procedure's evaluations
@@ -192,7 +193,7 @@ def ours(case: Case, solver: LBFGS) -> list[Tensor]:
     return [outcome.change for outcome in solver.solve(problems)]
 
 
-def accumulated(shape: Shape, rows: Tensor) -> dict[str, LayerStatistics]:
+def accumulated(shape: Shape, rows: Tensor) -> Statistics:
     """Statistics of one concept, through the hooks that record; the layers behind them have one output only."""
     layers = {f"layer {number}": nn.Linear(shape.width, 1, bias=False) for number in range(shape.shared)}
     with StatisticsRecorder(layers, double=shape.text) as recorder, torch.no_grad():

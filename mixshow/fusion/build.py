@@ -10,7 +10,7 @@ from torch import Tensor
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.deltas import Deltas, Matrices
 from mixshow.fusion.problem import Inputs, LayerProblem, quadratic
-from mixshow.fusion.statistics import LayerStatistics
+from mixshow.fusion.statistics import LayerInputs
 
 # What concepts' weights are divided by: nothing, their mean squared inputs, or that of what their changes make of them.
 Normalisation = Literal["none", "inputs", "changes"]
@@ -18,10 +18,10 @@ Normalisation = Literal["none", "inputs", "changes"]
 
 def build_problems(
     deltas: Sequence[Deltas],
-    statistics: Sequence[Mapping[str, LayerStatistics]],
+    statistics: Sequence[Mapping[str, LayerInputs]],
     *,
     weights: Sequence[float] | None,
-    anchor: Mapping[str, LayerStatistics] | None = None,
+    anchor: Mapping[str, LayerInputs] | None = None,
     anchor_weight: float = 0.0,
     ridge: float = 0.0,
     shrinkage: float = 0.0,
@@ -64,7 +64,7 @@ def build_problems(
 
 
 def _loudness(
-    statistics: Sequence[LayerStatistics], deltas: Sequence[Sequence[Tensor | None]], normalise: Normalisation
+    statistics: Sequence[LayerInputs], deltas: Sequence[Sequence[Tensor | None]], normalise: Normalisation
 ) -> list[float]:
     """By what to divide each concept's weight; one that is silent here is as loud as the others on average.
 
@@ -72,17 +72,17 @@ def _loudness(
         deltas: of each layer, one per concept.
     """
     if normalise == "inputs":
-        loud = [float(each.mean.diagonal(dim1=-2, dim2=-1).sum()) for each in statistics]
+        loud = [float((each.moment / max(each.rows, 1)).diagonal(dim1=-2, dim2=-1).sum()) for each in statistics]
     else:
         loud = [
-            sum(quadratic(delta.double(), each.mean) for delta in own if delta is not None)
+            sum(quadratic(delta.double(), (each.moment / max(each.rows, 1))) for delta in own if delta is not None)
             for each, own in zip(statistics, zip(*deltas))
         ]
     heard = [value for value in loud if value > 0] or [1.0]
     return [value if value > 0 else sum(heard) / len(heard) for value in loud]
 
 
-def _check_moments(name: str, statistics: Sequence[LayerStatistics]) -> None:
+def _check_moments(name: str, statistics: Sequence[LayerInputs]) -> None:
     for each in statistics:
         squares = each.moment.diagonal(dim1=-2, dim2=-1)
         if not each.moment.isfinite().all() or bool((squares < 0).any()):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
-from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
+from mixshow.fusion.statistics import LayerInputs, LayerStatistics, StatisticsRecorder
+from mixshow.fusion.wide import RowSampling
 from mixshow.models import Base, encode_prompts, make_scheduler, prompt_states
 from mixshow.models.prompts import prompt_ids, text_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 
-Statistics = dict[str, LayerStatistics]
+Statistics = Mapping[str, LayerInputs]
 _TEXTS_AT_A_TIME = 64
 
 
@@ -35,6 +36,8 @@ class Collection:
         width: pixels; None: the base's native side. `height` likewise.
         seed: of the start noise.
         batch_size: pictures denoised together.
+        moment_width: inputs wider than this are kept as rows, not as their moment.
+        kept_rows: of such inputs; a uniform sample where there are more.
     """
 
     progressive: bool = False
@@ -46,6 +49,8 @@ class Collection:
     height: int | None = None
     seed: int = 0
     batch_size: int = 8
+    moment_width: int = 5120
+    kept_rows: int = 2048
 
 
 PUBLISHED = Collection(
@@ -91,7 +96,7 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
 @torch.no_grad()
 def key_value_statistics(
     base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool
-) -> Statistics:
+) -> dict[str, LayerStatistics]:
     """Inputs of cross-attention keys and values: the text states of their own layer.
 
     Args:
@@ -133,7 +138,8 @@ def spatial_statistics(
     """
     height, width = latent_size(base, collection.width, collection.height)
     numbers = range(len(prompts))[every]
-    with _recorder(layers) as recorder:
+    sampling = RowSampling(collection.moment_width, collection.kept_rows, collection.seed)
+    with _recorder(layers, sampling=sampling) as recorder:
         for start in range(0, len(numbers), collection.batch_size):
             batch = numbers[start : start + collection.batch_size]
             seeds = [derived_seed(collection.seed, "statistics", number) for number in batch]
@@ -144,9 +150,13 @@ def spatial_statistics(
     return recorder.statistics()
 
 
-def _recorder(layers: Sequence[Layer], *, double: bool = False) -> StatisticsRecorder:
+def _recorder(
+    layers: Sequence[Layer], *, double: bool = False, sampling: RowSampling | None = None
+) -> StatisticsRecorder:
     extended = [layer.path for layer in layers if layer.extended]
-    return StatisticsRecorder({layer.path: layer.module for layer in layers}, extended=extended, double=double)
+    return StatisticsRecorder(
+        {layer.path: layer.module for layer in layers}, extended=extended, double=double, sampling=sampling
+    )
 
 
 def _texts_per_layer(base: Base, prompt: str) -> list[str]:

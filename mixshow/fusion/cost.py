@@ -101,19 +101,9 @@ def moments_of(layers: Sequence[Layer]) -> list[Moment]:
     return list(found.values())
 
 
-def recording_bytes(moments: Sequence[Moment]) -> int:
-    """Beside the model while one concept is recorded: sums in float64, and products that wait to be added."""
-    return sum(each.bytes + each.bytes // 2 for each in moments)
-
-
-def kept_bytes(moments: Sequence[Moment], sets: int) -> int:
-    """Of all concepts' and the anchor's statistics together."""
-    return sets * sum(each.bytes for each in moments)
-
-
-def solving_bytes(moments: Sequence[Moment]) -> int:
-    """Of the widest layer's problem: one set's moment at a time, S and what is made of it, and the change."""
-    return max((6 * each.bytes + 4 * 8 * each.count * each.width * max(each.outputs) for each in moments), default=0)
+def stored_bytes(moments: Sequence[Moment], sets: int) -> int:
+    """Of all concepts' and the anchor's statistics in their files, in single precision (of text features in double)."""
+    return sets * sum(each.bytes // 4 for each in moments)
 
 
 def solving_operations(moments: Sequence[Moment], rows: int, sets: int) -> float:

@@ -15,14 +15,14 @@ from torch import Tensor
 from mixshow.core.attachment import Attachment
 from mixshow.core.processes import Processes
 from mixshow.core.progress import progress_bar
-from mixshow.fusion.build import Normalisation, build_problems
+from mixshow.fusion.build import Normalisation
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.sharing import summed
+from mixshow.fusion.solve import solved
 from mixshow.fusion.solvers import Outcome, Solver
-from mixshow.fusion.solving import solve_layers
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
 
@@ -131,23 +131,25 @@ def fuse(
                 )
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        problems = build_problems(
+        for each in solved(
             deltas,
             stage_statistics.concepts,
+            stage_statistics.anchor if objective.anchor_weight > 0 else None,
+            solvers[stage],
+            device=base.device,
+            keep_metrics=keep_metrics,
             weights=None if objective.weights_by_rows else [member.weight for member in members],
-            anchor=stage_statistics.anchor,
             anchor_weight=objective.anchor_weight,
             ridge=objective.ridge,
             shrinkage=objective.shrinkage,
             normalise=objective.normalise,
-        )
-        for outcome in solve_layers(
-            solvers[stage], problems, stage.value, processes=processes, show_progress=show_progress
+            processes=processes,
+            what=stage.value if show_progress else "",
         ):
-            outcomes[outcome.name] = outcome
-            changes[outcome.name] = outcome.change
-        if keep_metrics:
-            metrics |= {problem.name: problem.matrix for problem in problems}
+            outcomes[each.outcome.name] = each.outcome
+            changes[each.outcome.name] = each.outcome.change
+            if each.metric is not None:
+                metrics[each.outcome.name] = each.metric
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
     return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
 
@@ -174,7 +176,7 @@ def record_stage(
         own = record(
             model, layers, stage, collection, text_prompts=text_prompts, picture_prompts=picture_prompts, every=every
         )
-        return summed(own, processes, base.device)
+        return summed(own, processes, base.device, collection.kept_rows)
 
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)

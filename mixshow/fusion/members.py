@@ -46,6 +46,10 @@ class Changes(Mapping[str, Tensor]):
             change = change.reshape(-1, 1)
         return change
 
+    def only(self, paths: Iterable[str]) -> Changes:
+        """Those of some modules."""
+        return Changes({path: self._active[path] for path in paths if path in self._active})
+
     def columns(self, path: str) -> int:
         """Of the change as a matrix, without forming it."""
         layer, adapter, _ = self._active[path]

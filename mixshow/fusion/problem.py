@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.statistics import LayerStatistics
+from mixshow.fusion.statistics import LayerInputs
 
 _WIDE = 256  # wider inputs have so many eigenvalues that the two at the ends are looked for alone
 _LANCZOS_STEPS = 12
@@ -42,9 +42,9 @@ class Inputs:
         shrinkage: share of the off-diagonal elements of all moments that is taken away, 0 to 1.
     """
 
-    statistics: Sequence[LayerStatistics]
+    statistics: Sequence[LayerInputs]
     weights: Sequence[float]
-    anchor: LayerStatistics | None = None
+    anchor: LayerInputs | None = None
     anchor_weight: float = 0.0
     ridge: float = 0.0
     shrinkage: float = 0.0
@@ -52,12 +52,14 @@ class Inputs:
     @property
     def moments(self) -> Iterator[Tensor]:
         """G_i, `[in, in]` each, of a normalisation `[channels, in, in]`; one at a time, none is kept."""
-        return (shrunk(each.mean, self.shrinkage) for each in self.statistics)
+        return (shrunk(each.moment / max(each.rows, 1), self.shrinkage) for each in self.statistics)
 
     @cached_property
     def anchor_moment(self) -> Tensor | None:
         """G_b, `[in, in]`."""
-        return None if self.anchor is None else shrunk(self.anchor.mean, self.shrinkage)
+        if self.anchor is None:
+            return None
+        return shrunk(self.anchor.moment / max(self.anchor.rows, 1), self.shrinkage)
 
     @cached_property
     def plain_matrix(self) -> Tensor:

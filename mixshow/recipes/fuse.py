@@ -18,7 +18,6 @@ from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.baselines import Plan, merge
-from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
@@ -26,7 +25,7 @@ from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member, renamed
-from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, TEXT
 from mixshow.fusion.report import report
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.subspace import Subspace
@@ -34,6 +33,8 @@ from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.models.vocabulary import concept_words
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
+from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
+from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -52,12 +53,17 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
         OptionsError: everything wrong with the options and the files they name, together.
         MixshowError: the result cannot be written; nothing is left behind then.
     """
+    return fuse_options(load_fuse_options(path, overrides), str(path))
+
+
+def fuse_options(options: FuseOptions, source: str) -> Path:
+    """The same, of options at hand; `source` names them in messages."""
     started = time.monotonic()
-    options = load_fuse_options(path, overrides)
     processes = Processes.launched()
-    base, members = prepare(options, str(path))
+    base, members, options = prepare(options, source)
     loaded = time.monotonic()
-    solved = _solved(base, members, options, processes)
+    statistics = gather_statistics(base, members, options, source, processes)
+    solved = _solved(base, members, options, statistics, processes)
     processes.part_ways()
     if not processes.main:
         return options.output
@@ -65,14 +71,18 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
-    about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
-    write_fused(base, members, fusion, factors, about, options)
+    kept = statistics if options.statistics.keep else None
+    resolved = options if kept is None else kept.named_in(options)
+    about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(resolved))
+    write_fused(base, members, fusion, factors, about, options, files={} if kept is None else kept.to_keep())
+    if statistics is not None:
+        statistics.finish()
     _tell(options.output, about["advice"], held_out)
     return options.output
 
 
-def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
-    """Load and check the base and all concepts, naming all problems at once."""
+def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], FuseOptions]:
+    """Load and check the base and all concepts, naming all problems at once; the options list all concepts then."""
     problems: list[str] = []
 
     def attempt(what: str, action: Callable[[], T]) -> T | None:
@@ -104,7 +114,7 @@ def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)
-    return base, list(members.values())
+    return base, list(members.values()), dataclasses.replace(options, concepts=entries)
 
 
 def _beside(listed: Path, file: Path) -> Path:
@@ -146,7 +156,13 @@ def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
     check_format(base, member, options)
 
 
-def _solved(base: Base, members: Sequence[Member], options: FuseOptions, processes: Processes) -> Fusion:
+def _solved(
+    base: Base,
+    members: Sequence[Member],
+    options: FuseOptions,
+    statistics: FusionStatistics | None,
+    processes: Processes,
+) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
     objective, solvers = objective_of(options), _solvers(options)
     if options.method == "subspace":
@@ -155,26 +171,15 @@ def _solved(base: Base, members: Sequence[Member], options: FuseOptions, process
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
-    return fuse_members(
-        base, members, collection_of(options), objective, solvers,
+    fusion = fuse_members(
+        base, members, collection_of(options.statistics), objective, solvers,
+        recorded=None if statistics is None else statistics.recorded,
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
         processes=processes, show_progress=processes.main,
     )  # fmt: skip
-
-
-def collection_of(options: FuseOptions) -> Collection:
-    given = options.statistics
-    return Collection(
-        progressive=given.collect == "progressive",
-        text_prompts=tuple(given.text_prompts or TEXT),
-        picture_prompts=tuple(given.picture_prompts or PICTURES),
-        every_position=given.text_rows == "all",
-        steps=given.steps,
-        width=given.width,
-        height=given.height,
-        seed=given.seed,
-        batch_size=given.batch_size,
-    )
+    if statistics is None:
+        return fusion
+    return dataclasses.replace(fusion, seconds={"recording": statistics.seconds, **fusion.seconds})
 
 
 def objective_of(options: FuseOptions) -> Objective:

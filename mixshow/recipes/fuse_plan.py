@@ -18,9 +18,11 @@ from mixshow.fusion.cost import Passes
 from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.recording import recording_bytes, widest_bytes
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
-from mixshow.recipes.fuse import collection_of, distill_plan, heldout_plan, objective_of, prepare
+from mixshow.recipes.fuse import distill_plan, heldout_plan, objective_of, prepare
+from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size, start_noise
 
 _SQUARE = 512  # of the products that the machine's speed in double precision is taken from
@@ -75,7 +77,7 @@ def plan_text(path: Path | str, overrides: Sequence[str] = ()) -> str:
         OptionsError: everything wrong with the options and the files they name, as fusing would say.
     """
     options = load_fuse_options(path, overrides)
-    base, members = prepare(options, str(path))
+    base, members, options = prepare(options, str(path))
     made = make_plan(base, members, options, measured_speed(base, members[0], options))
     return described(made, members, options)
 
@@ -114,7 +116,7 @@ def _solving_parts(
     captions = len(objective.captions) if objective.anchor_weight > 0 and options.method == "solve" else 0
     sets = len(members) + bool(captions)
     recording = cost.recording_passes(
-        collection_of(options), layers.keys(), len(members), captions, base.topology.layers
+        collection_of(options.statistics), layers.keys(), len(members), captions, base.topology.layers
     )
     moments = {stage: cost.moments_of(own) for stage, own in layers.items()}
     every = [moment for own in moments.values() for moment in own]
@@ -124,9 +126,10 @@ def _solving_parts(
     for stage, own in moments.items():
         seconds = speed.operation * cost.solving_operations(own, ranks, sets)
         parts.append(Part(f"solving {stage.value}", len(layers[stage]), Passes(), seconds))
-    memory["recording a concept"] = max(map(cost.recording_bytes, moments.values()), default=0)
-    memory["statistics of all"] = cost.kept_bytes(every, sets)
-    memory["solving"] = cost.solving_bytes(every)
+    changed = [layer for own in layers.values() for layer in own]
+    memory["recording a concept"] = recording_bytes(changed, collection_of(options.statistics))
+    memory["solving"] = widest_bytes(changed, collection_of(options.statistics), sets)
+    memory["statistics on the disk"] = cost.stored_bytes(every, sets)
     return parts
 
 
@@ -165,7 +168,7 @@ def _seconds(base: Base, do: Callable[[], object]) -> float:
 def described(made: FusionPlan, members: Sequence[Member], options: FuseOptions) -> str:
     """The plan for people."""
     names = [member.concept.text for member in members]
-    collection, objective = collection_of(options), objective_of(options)
+    collection, objective = collection_of(options.statistics), objective_of(options)
     layers = [
         [name, *(counts[i] for counts in made.layers.values()), members[i].weight] for i, name in enumerate(names)
     ]

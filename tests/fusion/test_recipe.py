@@ -18,8 +18,8 @@ from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
 from mixshow.models import Base, load_base, save_base
-from mixshow.recipes.fuse import collection_of
 from mixshow.recipes.fuse_output import output_problems
+from mixshow.recipes.statistics import collection_of
 from tests.models.checkpoints import published_shape
 from tests.tiny import tiny_base, tiny_concept
 
@@ -203,10 +203,10 @@ def test_the_published_preset_gives_defaults_that_keys_override(stage: Path) -> 
     assert load_fuse_options("fuse.yml").solver.ridge == 0.01
 
 
-def test_the_published_preset_is_the_publishedcollection_of(stage: Path) -> None:
+def test_the_published_preset_is_the_published_collection(stage: Path) -> None:
     text = Path("fuse.yml").read_text().splitlines()
     Path("plain.yml").write_text("\n".join(line for line in text if not line.startswith("statistics")))
-    assert collection_of(load_fuse_options("plain.yml", ["preset=published"])) == PUBLISHED
+    assert collection_of(load_fuse_options("plain.yml", ["preset=published"]).statistics) == PUBLISHED
 
 
 @pytest.mark.parametrize("file", sorted(OPTIONS.glob("*.yml")), ids=lambda file: file.stem)

@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixshow.fusion import solving
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.deltas import Matrices
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.problem import Inputs, LayerProblem, largest_eigenvalue
 from mixshow.fusion.solvers import LBFGS, Exact
-from mixshow.fusion.solving import solve_layers
 from mixshow.fusion.statistics import LayerStatistics, second_moment
 from mixshow.fusion.thin import basis_of, solve_thin
 from mixshow.models import Base
@@ -78,16 +76,6 @@ def test_changes_of_full_rank_are_solved_as_they_are() -> None:
     assert isinstance(problem.deltas, Matrices) and basis_of(problem) is None
     [outcome], [whole] = solve_thin(Exact(), [problem]), Exact().solve([problem])
     assert torch.equal(outcome.change, whole.change)
-
-
-def test_batches_of_any_size_give_the_same(tiny: Base, members: list[Member], monkeypatch: pytest.MonkeyPatch) -> None:
-    problems = problems_of(tiny, members)
-    together = solve_layers(Exact(), problems, "keys and values")
-    monkeypatch.setattr(solving, "_BATCH_BYTES", 1)
-    alone = solve_layers(Exact(), problems, "keys and values")
-    assert [outcome.name for outcome in alone] == [problem.name for problem in problems]
-    assert all(torch.equal(a.change, b.change) for a, b in zip(alone, together))
-    assert not {"matrix", "plain_matrix", "factor"} & set(vars(problems[0].inputs))  # nothing stays behind
 
 
 def test_wide_moments_are_the_products_of_all_rows() -> None:
