@@ -14,9 +14,9 @@ the layers that share its inputs. Rows are random with the spectrum and the numb
 and size give (512 pixels, 20 steps). Objectives are taken in float64 over the same rows, as shares of the unchanged
 base's: the published one is above ours wherever it was stopped early.
 
-Memory: what a process holds above what it held before (Linux), in a process of its own for each number of concepts:
-ours really goes through every layer's statistics; the published features are counted, since 14 concepts' do not fit
-into most machines.
+Memory beyond the model: ours is the largest resident size above that at the start, of a process for each number of
+concepts that goes through every layer (`fusion_memory.py`); the published features are counted, since those of 14
+concepts do not fit into most machines.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -35,13 +38,15 @@ from torch import Tensor, nn
 
 from mixshow.core.stopwatch import machine
 from mixshow.evaluation.page import markdown_table
-from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Statistics
+from mixshow.fusion.members import Changes
 from mixshow.fusion.problem import quadratic
+from mixshow.fusion.solve import solved
 from mixshow.fusion.solvers import LBFGS
 from mixshow.fusion.statistics import StatisticsRecorder
 
 T = TypeVar("T")
+Factors = tuple[Tensor, Tensor]  # [out, rank], [rank, width]
 PART = 5000  # rows of the published procedure's evaluations
 STEP = 4096  # rows that come at a time where inputs are recorded: a picture's positions
 RANK = 4
@@ -119,13 +124,18 @@ class Case:
     Attributes:
         inputs: rows of each concept, `[rows, width]`, half precision as published, which both get.
         weights: of the layers that read it, `[out, width]`.
-        deltas: for each of these layers, one change per concept.
+        changes: for each of these layers, one per concept, by its factors.
     """
 
     shape: Shape
     inputs: Sequence[Tensor]
     weights: Sequence[Tensor]
-    deltas: Sequence[Sequence[Tensor]]
+    changes: Sequence[Sequence[Factors]]
+
+    @property
+    def deltas(self) -> list[Tensor]:
+        """Of the first layer, one per concept."""
+        return [up @ down for up, down in self.changes[0]]
 
 
 def recorded(shape: Shape, concepts: int, rows: int) -> Case:
@@ -139,18 +149,44 @@ def recorded(shape: Shape, concepts: int, rows: int) -> Case:
         mixing = scales[:, None] * (common + 0.5 * own)
         mean = torch.randn(shape.width, generator=generator) * 0.2
         inputs.append(((torch.randn(rows, shape.width, generator=generator) @ mixing) + mean).half())
-    weights, deltas = [], []
+    weights, changes = [], []
     for _ in range(shape.shared):  # the first layer is the same, whether others share its inputs or not
         weights.append(torch.randn(shape.out, shape.width, generator=generator) / shape.width**0.5)
-        deltas.append([_delta(shape, generator) for _ in inputs])
-    return Case(shape, inputs, weights, deltas)
+        changes.append([factors(shape.out, shape.width, generator) for _ in inputs])
+    return Case(shape, inputs, weights, changes)
 
 
-def _delta(shape: Shape, generator: torch.Generator) -> Tensor:
-    """A change of low rank, a tenth of the weight's norm."""
-    up = torch.randn(shape.out, RANK, generator=generator)
-    down = torch.randn(RANK, shape.width, generator=generator)
-    return up @ down * (0.1 * (shape.out / (RANK * shape.out * shape.width)) ** 0.5)
+def factors(out: int, width: int, generator: torch.Generator) -> Factors:
+    """Of a change of low rank, a tenth of the norm that `recorded` gives weights."""
+    up, down = torch.randn(out, RANK, generator=generator), torch.randn(RANK, width, generator=generator)
+    return up * (0.1 / (RANK * width) ** 0.5), down
+
+
+class LowRank(Changes):
+    """Changes known by their factors, formed when they are used, as a concept's network's are."""
+
+    def __init__(self, pairs: Mapping[str, Factors]) -> None:
+        super().__init__({})
+        self._pairs = dict(pairs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, path: str) -> Tensor:
+        up, down = self._pairs[path]
+        return up @ down
+
+    def only(self, paths: Iterable[str]) -> LowRank:
+        return LowRank({path: self._pairs[path] for path in paths if path in self._pairs})
+
+    def columns(self, path: str) -> int:
+        return self._pairs[path][1].shape[1]
+
+    def factors(self, path: str) -> Factors:
+        return self._pairs[path]
 
 
 # --- the two ways
@@ -160,7 +196,7 @@ def published(case: Case) -> Tensor:
     """The change of the case's first layer that the published procedure ends with, `[out, width]`."""
     base = case.weights[0]
     rows = torch.cat(list(case.inputs))
-    outputs = torch.cat([part.float() @ (base + delta).T for part, delta in zip(case.inputs, case.deltas[0])])
+    outputs = torch.cat([part.float() @ (base + delta).T for part, delta in zip(case.inputs, case.deltas)])
     weight = base.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [weight], lr=1, max_iter=case.shape.iterations, history_size=25, line_search_fn="strong_wolfe",
@@ -189,8 +225,8 @@ def published(case: Case) -> Tensor:
 def ours(case: Case, solver: LBFGS) -> list[Tensor]:
     """The changes of all layers of the case: rows summed up as they come, then solved."""
     statistics = [accumulated(case.shape, rows) for rows in case.inputs]
-    problems = build_problems([dict(zip(statistics[0], own)) for own in zip(*case.deltas)], statistics, weights=None)
-    return [outcome.change for outcome in solver.solve(problems)]
+    changes = [LowRank(dict(zip(statistics[0], own))) for own in zip(*case.changes)]
+    return [each.outcome.change for each in solved(changes, statistics, None, solver, weights=None)]
 
 
 def accumulated(shape: Shape, rows: Tensor) -> Statistics:
@@ -212,7 +248,7 @@ def in_steps(rows: Tensor) -> Iterator[Tensor]:
 def objectives(case: Case, changes: Sequence[Tensor]) -> list[float]:
     """Of changes of the first layer, as shares of the unchanged base's, in float64 over the recorded rows."""
     values = [0.0 for _ in (None, *changes)]
-    for rows, delta in zip(case.inputs, case.deltas[0]):
+    for rows, delta in zip(case.inputs, case.deltas):
         moment = sum(part.double().T @ part.double() for part in in_steps(rows))
         assert isinstance(moment, Tensor)
         for place, change in enumerate([torch.zeros_like(delta), *changes]):
@@ -245,7 +281,7 @@ def measure(shapes: Sequence[Shape], concepts: int, share: float) -> dict[Shape,
         seconds, change = theirs[shape.alike]
         theirs_value, own_value = objectives(case, [change, own[0]])
         found[shape] = Measured(seconds, own_seconds, theirs_value, own_value)
-        print(f"{shape.name}: {found[shape]}", flush=True)
+        print(f"{shape.name}: {seconds:.2f} s, {own_seconds:.3f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -267,11 +303,25 @@ def print_times(measured: Mapping[Shape, Measured]) -> None:
         ])  # fmt: skip
     theirs = sum(each.published_seconds * shape.layers for shape, each in measured.items())
     own = sum(each.own_seconds * shape.count for shape, each in measured.items())
-    lower = sum(each.own_objective <= each.published_objective for each in measured.values())
+    lower = sum(each.own_objective <= each.published_objective + 1e-9 for each in measured.values())
     headings = ["layers", "number", "published, s a layer", "ours, s a layer", "ratio", "objective, published", "ours"]
     print(markdown_table(headings, rows))
     print(f"all layers: published {theirs:.0f} s, ours {own:.1f} s, ratio {theirs / own:.0f}")
-    print(f"objective at most the published one: {lower} of {len(measured)} shapes")
+    print(f"objective at most the published one (to 1e-9 of the base's): {lower} of {len(measured)} shapes")
+
+
+def print_memory(counts: Sequence[int], toy: bool) -> None:
+    """For each number of concepts, ours measured in a process of its own."""
+    from fusion_memory import published_bytes
+
+    shapes, script = toy_shapes() if toy else sd15_shapes(), Path(__file__).with_name("fusion_memory.py")
+    rows = []
+    for count in counts:
+        command = [sys.executable, str(script), str(count), *(["--toy"] if toy else [])]
+        own = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        theirs = published_bytes(shapes, count) / 1e9
+        rows.append([count, f"{theirs:.1f}", f"{own:.2f}", f"{own / theirs:.3f}"])
+    print(markdown_table(["concepts", "published, GB", "ours, GB", "ratio"], rows))
 
 
 def main() -> None:
@@ -279,13 +329,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", type=int, default=3, help="timed (default: %(default)s)")
     parser.add_argument("--rows", type=float, default=1.0, help="share of the published number of rows")
-    parser.add_argument("--only", default="", help="shapes whose name has this in it")
+    parser.add_argument("--only", default="", help="shapes whose name has this in it; 'nothing' for the memory alone")
+    parser.add_argument("--memory", type=int, nargs="*", default=[3, 14], help="concepts (default: 3 14)")
     parser.add_argument("--toy", action="store_true", help="small layers, to see whether it runs")
     arguments = parser.parse_args()
     print(json.dumps(machine()))
     shapes = [each for each in (toy_shapes() if arguments.toy else sd15_shapes()) if arguments.only in each.name]
     print(f"{arguments.concepts} concepts, {arguments.rows:g} of the published rows")
-    print_times(measure(shapes, arguments.concepts, arguments.rows))
+    if shapes:
+        measure(toy_shapes()[:1], 1, 1.0)  # what the libraries do once
+        print_times(measure(shapes, arguments.concepts, arguments.rows))
+    print_memory(arguments.memory, arguments.toy)
 
 
 if __name__ == "__main__":

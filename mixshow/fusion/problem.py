@@ -148,9 +148,25 @@ class Inputs:
 
     @cached_property
     def lifted(self) -> bool:
-        """Whether the ridge alone lifts all eigenvalues above the noise, so that none needs to be known."""
+        """Whether all eigenvalues are above the noise, known without computing them all."""
+        if self.factor is None:
+            return False
         trace = float(self.matrix.diagonal(dim1=-2, dim2=-1).sum())
-        return self.ridge_value > self.resolution * trace and self.factor is not None
+        if self.ridge_value > self.resolution * trace:
+            return True
+        return self._wide and self.extremes[0] > 2 * self.resolution * self.extremes[1]
+
+    @property
+    def _wide(self) -> bool:
+        return self.matrix.dim() == 2 and self.matrix.shape[-1] > _WIDE
+
+    @cached_property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue of a positive definite S, to within some per cent."""
+        factor, matrix = self.factor, self.matrix
+        assert factor is not None
+        inverse = largest_eigenvalue(lambda v: torch.cholesky_solve(v[:, None], factor)[:, 0], matrix)
+        return 1 / inverse, largest_eigenvalue(lambda v: matrix @ v, matrix)
 
     @property
     def rank(self) -> int:
@@ -161,12 +177,9 @@ class Inputs:
 
     @cached_property
     def condition(self) -> float:
-        """Largest over smallest eigenvalue above the noise; of wide inputs with a ridge to within some per cent."""
-        if self.lifted and self.matrix.shape[-1] > _WIDE:
-            factor, matrix = self.factor, self.matrix
-            assert factor is not None
-            largest = largest_eigenvalue(lambda v: matrix @ v, matrix)
-            return largest * largest_eigenvalue(lambda v: torch.cholesky_solve(v[:, None], factor)[:, 0], matrix)
+        """Largest over smallest eigenvalue above the noise; of wide inputs above it all to within some per cent."""
+        if self.lifted and self._wide:
+            return self.extremes[1] / self.extremes[0]
         kept = self.spectrum[self.spectrum > self.resolution * self.spectrum[-1]]
         return float(kept[-1] / kept[0]) if len(kept) else float("inf")
 
