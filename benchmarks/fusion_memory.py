@@ -19,11 +19,10 @@ from fusion_solver import HALF, LowRank, Shape, factors, sd15_shapes, toy_shapes
 from torch import nn
 
 from mixshow.core.stopwatch import PeakMemory
-from mixshow.fusion.collect import Statistics
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solvers import LBFGS
-from mixshow.fusion.statistics import StatisticsRecorder
+from mixshow.fusion.statistics import LayerInputs, StatisticsRecorder
 from mixshow.fusion.statistics_file import SUFFIX, StoredInputs, open_statistics, write_statistics
 
 ROWS = 64  # of an input and call
@@ -58,7 +57,7 @@ def changes(sizes: Mapping[str, tuple[int, int]], number: int) -> LowRank:
 
 def recorded(shapes: Sequence[Shape], folder: Path, number: int) -> Mapping[str, StoredInputs]:
     """One concept's statistics, in a file."""
-    found: Statistics = {}
+    found: dict[str, LayerInputs] = {}
     generator = torch.Generator().manual_seed(number)
     for text in (True, False):
         groups = {
@@ -74,7 +73,7 @@ def recorded(shapes: Sequence[Shape], folder: Path, number: int) -> Mapping[str,
                     rows = torch.randn(ROWS, width, generator=generator)
                     for name in names:
                         layers[name](rows)
-        found |= recorder.statistics()
+        found.update(recorder.statistics())
     path = folder / f"{number}{SUFFIX}"
     origin = Origin("", "", str(number), (), 1.0, 1.0, (), (), True, 1, 1, 1, 0)
     write_statistics(path, found, origin)

@@ -57,13 +57,13 @@ def recording_bytes(layers: Iterable[Layer], collection: Collection) -> int:
     )
 
 
-def widest_bytes(layers: Iterable[Layer], collection: Collection, sets: int) -> int:
-    """Memory that solving the widest layer takes, of as many sets of statistics."""
+def solving_memory(layers: Iterable[Layer], collection: Collection, sets: int) -> int:
+    """Memory that solving takes, of as many sets of statistics."""
     rows = sets * collection.kept_rows
     moments = [count * width**2 for width, count in _widths(layers) if width <= collection.moment_width]
     reduced = [min(width, rows) * width for width, _ in _widths(layers) if width > collection.moment_width]
     return max(
-        solving_bytes(max(moments), sets) if moments else 0,
+        solving_bytes(moments, sets),
         8 * (sets + 5) * max(reduced, default=0),  # rows of all are at hand
     )
 

@@ -170,10 +170,11 @@ def group_bytes(inputs: Sequence[LayerInputs]) -> int:
     return 8 * (len(inputs) + _MATRICES) * max(each.shape.numel() for each in inputs)
 
 
-def solving_bytes(elements: int, sets: int) -> int:
-    """Memory that solving takes where the widest moments, one of each set of statistics, have so many elements."""
-    whole = 8 * (sets + _MATRICES) * elements
-    return _BYTES if whole <= _BYTES else max(_BYTES, 8 * (1 + _MATRICES) * elements)
+def solving_bytes(elements: Sequence[int], sets: int) -> int:
+    """Memory that solving takes, where moments have so many elements, one for each set of statistics."""
+    every, widest = sum(elements), max(elements, default=0)
+    at_hand = 8 * (sets + _MATRICES)
+    return min(at_hand * every, max(_BYTES, 8 * (1 + _MATRICES) * widest))
 
 
 def _is_rows(inputs: LayerInputs) -> bool:

@@ -20,10 +20,7 @@ from mixshow.fusion.solvers import Outcome, Solver
 
 
 def solve_thin(solver: Solver, problems: Sequence[LayerProblem]) -> list[Outcome]:
-    """What `solver.solve` gives, in the problems' order; those whose ranks sum up to fewer than their outputs as thin.
-
-    The solver must minimise norms of outputs, which do not know one output from another.
-    """
+    """What `solver.solve` gives, in the problems' order; where ranks sum up to fewer than outputs as thin."""
     bases = [basis_of(problem) for problem in problems]
     thin = [problem if basis is None else thinned(problem, basis) for problem, basis in zip(problems, bases)]
     return [
@@ -34,7 +31,9 @@ def solve_thin(solver: Solver, problems: Sequence[LayerProblem]) -> list[Outcome
 
 def basis_of(problem: LayerProblem) -> Tensor | None:
     """Orthonormal columns that span all concepts' changed outputs, `[out, ranks]`; None where they are not fewer."""
-    factors = problem.deltas.factors() if isinstance(problem.deltas, Matrices) else None
+    if type(problem) is not LayerProblem or not isinstance(problem.deltas, Matrices):
+        return None  # problems of another kind may look at outputs one by one
+    factors = problem.deltas.factors()
     if factors is None:
         return None
     ups = torch.cat([each[0] for each in factors if each is not None], dim=1).double()

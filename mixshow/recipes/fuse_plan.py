@@ -18,7 +18,7 @@ from mixshow.fusion.cost import Passes
 from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
-from mixshow.fusion.recording import recording_bytes, widest_bytes
+from mixshow.fusion.recording import recording_bytes, solving_memory
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import distill_plan, heldout_plan, objective_of, prepare
@@ -128,7 +128,7 @@ def _solving_parts(
         parts.append(Part(f"solving {stage.value}", len(layers[stage]), Passes(), seconds))
     changed = [layer for own in layers.values() for layer in own]
     memory["recording a concept"] = recording_bytes(changed, collection_of(options.statistics))
-    memory["solving"] = widest_bytes(changed, collection_of(options.statistics), sets)
+    memory["solving"] = solving_memory(changed, collection_of(options.statistics), sets)
     memory["statistics on the disk"] = cost.stored_bytes(every, sets)
     return parts
 

@@ -24,7 +24,7 @@ from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.origin import Origin, Origins
 from mixshow.fusion.prompts import CAPTIONS
-from mixshow.fusion.recording import record_all, recording_bytes, widest_bytes
+from mixshow.fusion.recording import record_all, recording_bytes, solving_memory
 from mixshow.fusion.sharing import summed
 from mixshow.fusion.statistics_file import SUFFIX, StatisticsFile, StoredInputs, open_statistics, write_statistics
 from mixshow.models import Base
@@ -211,6 +211,6 @@ def concept_name(tokens: Mapping[str, object]) -> str:
 
 def _check_memory(base: Base, wanted: Mapping[str, _Wanted], layers: Sequence[Layer], collection: Collection) -> None:
     recording = recording_bytes(layers, collection) if any(each.file is None for each in wanted.values()) else 0
-    solving = widest_bytes(layers, collection, len(wanted))
-    what = "recording statistics" if recording > solving else "solving the widest layer"
+    solving = solving_memory(layers, collection, len(wanted))
+    what = "recording statistics" if recording > solving else "solving"
     check_memory(what, max(recording, solving), base.device, "fuse on a machine with more")
