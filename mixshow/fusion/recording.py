@@ -50,7 +50,7 @@ def record_all(
 
 
 def recording_bytes(layers: Iterable[Layer], collection: Collection) -> int:
-    """Memory that recording takes beside the model: rows, and moments in float64 with products that wait."""
+    """Memory that recording takes beside the model: rows, or moments in float64 beside their latest products."""
     return sum(
         4 * width * collection.kept_rows if width > collection.moment_width else 16 * count * width**2
         for width, count in _widths(layers)

@@ -17,6 +17,7 @@ from mixshow.config.load import Section
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
+from mixshow.fusion.statistics_file import open_statistics
 from mixshow.models import Base, load_base, save_base
 from mixshow.recipes.fuse_output import output_problems
 from mixshow.recipes.statistics import collection_of
@@ -188,7 +189,9 @@ def test_stopping_leaves_nothing_half_written(
     assert main(["fuse", "fuse.yml", "report.heldout=false"]) == (
         EXIT_INTERRUPTED if error is KeyboardInterrupt else EXIT_USER_ERROR
     )
-    assert sorted(stage.rglob("*")) == before
+    left = [stage / ".fused.statistics", *(stage / ".fused.statistics").iterdir()]  # whole, and used by the next run
+    assert len(left) == 4 and sorted(set(stage.rglob("*")) - set(left)) == before
+    assert all(open_statistics(file).check_numbers() is None for file in left[1:])
 
 
 def test_the_published_preset_gives_defaults_that_keys_override(stage: Path) -> None:
