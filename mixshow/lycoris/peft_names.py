@@ -28,13 +28,13 @@ _FACTORS = {"A": "lora_down.weight", "B": "lora_up.weight", "down": "lora_down.w
 _WITH_RANKS = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")  # along their first axis
 _CLIP = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _TELLING = (
-    re.compile(r"(?P<path>.+\..+)\.lora_(?P<factor>[AB])(\.(?!weight$)\w+)?\.weight"),
+    re.compile(r"(?P<path>.+)\.lora_(?P<factor>[AB])(\.(?!weight$)\w+)?\.weight"),
     re.compile(r"(?P<path>.+\..+)\.lora(_linear_layer)?\.(?P<factor>down|up)\.weight"),
-    re.compile(r"(?P<path>.+\..+?)(\.processor)?\.(?P<part>to_[qkv]|to_out)_lora\.(?P<factor>down|up)\.weight"),
+    re.compile(r"(?P<path>.+\..+)\.(?P<part>to_[qkv]|to_out)_lora\.(?P<factor>down|up)\.weight"),
     re.compile(r"(?P<path>.+\..+)\.(?P<same>hada_[wt][12](_[ab])?|lokr_(w[12](_[ab])?|t2))"),
 )
 _BESIDE = (
-    re.compile(r"(?P<path>.+\..+)\.(?P<dora>lora_magnitude_vector)(\.\w+)*"),
+    re.compile(r"(?P<path>.+)\.(?P<dora>lora_magnitude_vector)(\.\w+)*"),
     re.compile(r"(?P<path>.+\..+)\.(?P<same>alpha)"),
 )
 
@@ -67,8 +67,8 @@ def named(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], index: Nam
     Raises:
         MixshowError: an adapter of PEFT that means something else here; paths that no one model has.
     """
-    read = {key: found for key in tensors if (found := _read(key)) is not None}
-    nameless = [found.path for found in read.values() if found.model is None]
+    read = {key: own for key in tensors if (own := _read(key)) is not None}
+    nameless = [each.path for each in read.values() if each.model is None]
     model = _model_of(nameless, index) if nameless else ""
     scales = _scales(metadata)
     modules: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -81,11 +81,11 @@ def named(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], index: Nam
             peft[place] = read[key].peft
         else:
             found[key.replace(".", "_")] = tensor  # left to the reader's own message
-    for (own, path), parts in modules.items():
-        name = f"{_PREFIXES[own]}_{path.replace('.', '_')}"
-        config = scales.get(own) or scales.get("")
-        parts = _scaled(parts, config, path, scale_of_one=not peft[own, path])
-        found |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    for (own_model, path), parts in modules.items():
+        name = f"{_PREFIXES[own_model]}_{path.replace('.', '_')}"
+        config = scales.get(own_model) or scales.get("")
+        scaled = _scaled(parts, config, path, scale_of_one=not peft[own_model, path])
+        found |= {f"{name}.{part}": tensor for part, tensor in scaled.items()}
     return found
 
 
@@ -97,7 +97,7 @@ def _read(key: str) -> _Key | None:
     head, _, rest = path.partition(".")
     model = head if head in _PREFIXES else None
     peft = _PEFT in f"{path}."
-    path = (rest if model else path).removeprefix(_PEFT)
+    path = (rest if model else path).removeprefix(_PEFT).removesuffix(".processor")
     if groups.get("part"):
         text = "self_attn" in path
         path += f".{_CLIP[groups['part']]}" if text else f".{groups['part'].replace('to_out', 'to_out.0')}"

@@ -21,7 +21,7 @@ ONE, TWO = torch.arange(16.0), torch.arange(32.0).reshape(2, 16)
     ("name", "contents", "tokens"),
     [
         ("a.bin", {"<cat>": ONE}, ["<cat>"]),
-        ("b.safetensors", {"<cat>": ONE, "<dog>": ONE}, ["<cat>", "<dog>"]),
+        ("b.safetensors", {"<cat>": ONE, "<dog>": ONE.clone()}, ["<cat>", "<dog>"]),
         ("c.pt", {"string_to_token": {"*": 265}, "string_to_param": {"*": TWO}, "name": "cat"}, ["<cat1>", "<cat2>"]),
         ("my cat.safetensors", {"emb_params": ONE[None]}, ["<my-cat>"]),
         ("d.safetensors", {"learned": TWO}, ["<learned1>", "<learned2>"]),

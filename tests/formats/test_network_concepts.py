@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
+from mixshow.core.files import read_safetensors
 from mixshow.edlora.concept import Concept, save_concept
 from mixshow.formats import is_concept_file, named_by, read_network_concept, write_mix_of_show
 from mixshow.fusion.layers import layers_of
@@ -21,6 +23,7 @@ from mixshow.fusion.members import Member
 from mixshow.lycoris import create_network
 from mixshow.lycoris.files import write_network_file
 from mixshow.models import Base
+from tests.lycoris.bases import base_shape
 from tests.tiny import tiny_concept
 
 Tensors = dict[str, Tensor]
@@ -197,7 +200,7 @@ def test_what_is_no_network_for_this_base(tiny: Base, xl: Base, concept: Concept
     says({"<cat>": torch.ones(16)}, "found an embedding; give it as embedding")
     says({"emb_params": torch.ones(2, 16)}, "found an embedding")
     says({"a.weight": torch.ones(2)}, "found other tensors, such as 'a.weight'")
-    wide = {key: torch.cat([t, t], 1) if "down" in key else t.contiguous() for key, t in concept.network.items()}
+    wide = {key: torch.cat([t, t], 1) if "lora_down" in key else t.clone() for key, t in concept.network.items()}
     says(wide, "does not fit base 'tiny'.*made for a base of other widths; 10 other modules or more")
     save_file({k: t.contiguous() for k, t in tiny_concept(xl, "a").network.items()}, tmp_path / "xl.safetensors")
     with pytest.raises(MixshowError, match="made for Stable Diffusion XL"):
@@ -230,8 +233,14 @@ def test_a_trigger_names_known_tokens_only(tiny: Base, concept: Concept) -> None
 
 
 def test_the_real_network_and_its_tokens(shared_fixtures: Path, tiny: Base) -> None:
-    """For the widths of Stable Diffusion 1.5; a base of other widths is told so in one line."""
+    """Read for Stable Diffusion 1.5, without its weights; a smaller base is told so in one line."""
     path = shared_fixtures / "community_networks" / "lora_disney.safetensors"
     assert not is_concept_file(path)
-    with pytest.raises(MixshowError, match="expected vectors of width 16 for base 'tiny', found 768 for '<s1>'"):
+    found = read_network_concept(path, dataclasses.replace(tiny, **base_shape("sd1")))
+    assert found.text == "<s1> <s2>" and len(found.network) == 3 * 192
+    original, _ = read_safetensors(path)
+    for token, vectors in found.embeddings.items():
+        assert torch.equal(vectors, original[token].expand(16, -1))  # one vector, read by every layer
+    with pytest.raises(MixshowError, match="the file was made for another base") as error:
         read_network_concept(path, tiny)
+    assert "\n" not in str(error.value)

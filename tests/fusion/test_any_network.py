@@ -11,6 +11,7 @@ import torch
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.core.files import read_json
 from mixshow.edlora.concept import attach_concepts, load_concept, save_concept
+from mixshow.edlora.layerwise import layerwise_states
 from mixshow.formats import named_by, read_network_concept
 from mixshow.fusion.collect import key_value_statistics
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
@@ -87,7 +88,10 @@ def test_networks_without_any_token(stage: Path, tiny_folder: Path) -> None:
     latents, time = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(5)
     with attachment, torch.no_grad():
         states = {model: prompt_states(model, ["a red toy"]) for model in (fused, tuned)}
-        drawn = [model.unet(latents, time, **text.for_unet(latents)).sample for model, text in states.items()]
+        drawn = []
+        for model, text in states.items():
+            with layerwise_states(model.unet):
+                drawn.append(model.unet(latents, time, **text.for_unet(latents)).sample)
     torch.testing.assert_close(*drawn, rtol=1e-4, atol=1e-5)
 
 
