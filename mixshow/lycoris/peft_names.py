@@ -58,7 +58,7 @@ class _Key:
 
 def recognises(tensors: Collection[str]) -> bool:
     """Whether keys are such a file's."""
-    return any(pattern.fullmatch(key) for key in tensors for pattern in _TELLING)
+    return any(_PEFT in key or any(pattern.fullmatch(key) for pattern in _TELLING) for key in tensors)
 
 
 def named(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], index: NameIndex) -> dict[str, Tensor]:

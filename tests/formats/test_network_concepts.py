@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,12 +106,24 @@ def test_every_form_is_the_same_network(
         torch.testing.assert_close(change, expected[path], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["LoraConfig", "LoHaConfig", "LoKrConfig"])
-def test_adapters_that_peft_writes(kind: str, tiny: Base, tmp_path: Path) -> None:
+PATTERNS = {"rank_pattern": {"attn2.to_v": 4}, "alpha_pattern": {"attn2.to_v": 7, "conv1": 5}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LoraConfig", {"lora_alpha": 3, "use_rslora": True}),
+        ("LoraConfig", {"lora_alpha": 3, **PATTERNS}),
+        ("LoraConfig", {"lora_alpha": 3, "use_dora": True}),
+        ("LoHaConfig", {"alpha": 3, **PATTERNS}),
+        ("LoKrConfig", {"alpha": 3}),
+    ],
+)
+def test_adapters_that_peft_writes(kind: str, options: dict[str, Any], tiny: Base, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="PEFT is not installed; it is in the extra 'dev'")
-    scale = {"r": 2, "lora_alpha": 3, "use_rslora": True} if kind == "LoraConfig" else {"r": 2, "alpha": 3}
     targets = ["attn1.to_q", "attn2.to_v", "conv1"]
-    model = peft.get_peft_model(copy.deepcopy(tiny.unet), getattr(peft, kind)(target_modules=targets, **scale))
+    config = getattr(peft, kind)(r=2, target_modules=targets, **options)
+    model = peft.get_peft_model(copy.deepcopy(tiny.unet), config)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(3)
         for name, parameter in model.named_parameters():
@@ -118,11 +131,20 @@ def test_adapters_that_peft_writes(kind: str, tiny: Base, tmp_path: Path) -> Non
                 parameter.normal_()
     model.save_pretrained(tmp_path)
     changes = Member(read_network_concept(tmp_path, tiny)).changes(tiny)
-    layers = dict(model.base_model.model.named_modules())
+    merged = model.merge_and_unload().state_dict()
     assert len(changes) > 30
     for path, change in changes.items():
-        expected = layers[path].get_delta_weight("default").detach().reshape(change.shape)
-        torch.testing.assert_close(change, expected, rtol=1e-4, atol=1e-5)
+        expected = merged[f"{path}.weight"] - tiny.unet.state_dict()[f"{path}.weight"]
+        torch.testing.assert_close(change.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_that_mean_something_else(tiny: Base, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="PEFT is not installed; it is in the extra 'dev'")
+    config = peft.IA3Config(target_modules=["to_k"], feedforward_modules=[])
+    peft.get_peft_model(copy.deepcopy(tiny.unet), config).save_pretrained(tmp_path)
+    with pytest.raises(MixshowError, match="expected a PEFT adapter of LORA, LOHA, LOKR, found IA3") as error:
+        read_network_concept(tmp_path, tiny)
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_that_diffusers_writes(tiny: Base, tmp_path: Path) -> None:
