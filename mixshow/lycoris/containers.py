@@ -73,7 +73,9 @@ def _of_pickle(path: Path) -> dict[str, Tensor]:
     while isinstance(contents, Mapping) and len(contents) == 1 and isinstance(next(iter(contents.values())), Mapping):
         contents = next(iter(contents.values()))  # `state_dict` and the like
     if not isinstance(contents, Mapping) or not contents or not all(map(_is_entry, contents.items())):
-        raise MixshowError(f"{path}: expected tensors by name, found {_described(contents)}")
+        raise MixshowError(
+            f"{path}: expected a network's tensors by name, found {_described(contents)}; a textual inversion is none"
+        )
     return {str(key): tensor for key, tensor in contents.items()}
 
 

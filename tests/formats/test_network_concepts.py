@@ -23,6 +23,7 @@ from mixshow.fusion.layers import layers_of
 from mixshow.fusion.members import Member
 from mixshow.lycoris import create_network
 from mixshow.lycoris.files import write_network_file
+from mixshow.lycoris.naming import NameIndex
 from mixshow.models import Base
 from tests.lycoris.bases import base_shape
 from tests.tiny import tiny_concept
@@ -221,6 +222,11 @@ def test_what_is_no_network_for_this_base(tiny: Base, xl: Base, concept: Concept
     says({"model.diffusion_model.out.2.weight": torch.ones(1)}, "found a whole model")
     says({"<cat>": torch.ones(16)}, "found an embedding; give it as embedding")
     says({"emb_params": torch.ones(2, 16)}, "found an embedding")
+    torch.save({"string_to_param": {"*": torch.ones(1, 16)}, "name": "cat"}, tmp_path / "cat.pt")
+    with pytest.raises(
+        MixshowError, match="cat.pt: expected a network's tensors by name, found.*; a textual inversion"
+    ):
+        read_network_concept(tmp_path / "cat.pt", tiny)
     says({"a.weight": torch.ones(2)}, "found other tensors, such as 'a.weight'")
     wide = {key: torch.cat([t, t], 1) if "lora_down" in key else t.clone() for key, t in concept.network.items()}
     says(wide, "does not fit base 'tiny'.*made for a base of other widths; 10 other modules or more")
@@ -235,6 +241,15 @@ def test_what_is_no_network_for_this_base(tiny: Base, xl: Base, concept: Concept
     with pytest.raises(MixshowError, match="missing_alpha=rank"):
         read_network_concept(tmp_path / "unet", tiny)
     assert read_network_concept(tmp_path / "unet", tiny, missing_alpha="rank").network
+
+
+def test_xl_under_the_names_that_most_programs_give_it(xl: Base, tmp_path: Path) -> None:
+    concept = tiny_concept(xl, "duck")
+    write_network_file(tmp_path / "a.safetensors", concept.network, {}, sgm=NameIndex(xl.models))
+    assert any(key.startswith("lora_unet_input_blocks") for key in read_safetensors(tmp_path / "a.safetensors")[0])
+    found = read_network_concept(tmp_path / "a.safetensors", xl)
+    assert found.network.keys() == concept.network.keys()
+    assert found.metadata["text_widths"] == list(xl.text_widths)
 
 
 def test_our_own_and_published_files_are_concept_files(tiny: Base, concept: Concept, tmp_path: Path) -> None:
