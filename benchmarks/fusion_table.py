@@ -32,7 +32,8 @@ from mixshow.evaluation.interval import PairedDifference, Share, share_of
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion.report import REPORT_FILE
 from mixshow.models.base import Base, load_base
-from mixshow.puppets.backgrounds import PLACES
+from mixshow.models.device import device_named
+from mixshow.puppets.backgrounds import place_named
 from mixshow.puppets.cast import CAST, write_cast
 from mixshow.puppets.judge import Judge
 from mixshow.recipes.demo import character_pictures
@@ -103,7 +104,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--pictures", type=int, default=100, help="of each character and seed")
     parser.add_argument("--steps", type=int, help="of training; as the options files say when not given")
-    parser.add_argument("--fuse", nargs="*", default=[], metavar="KEY=VALUE", help="further options of mixshow fuse")
+    parser.add_argument(
+        "--fuse",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further options of mixshow fuse; give each choice of them an --output of its own",
+    )
     parser.add_argument("--report", action="store_true", help="print what is done, run nothing")
     given = parser.parse_args()
     if not all(1 < size <= len(given.cast) for size in given.cast_sizes):
@@ -119,7 +126,7 @@ def main() -> None:
 def run(table: Table) -> None:
     """Everything that is not done yet, one file each."""
     write_cast(table.output / "cast", table.members)
-    base, judge = load_base("puppets"), Judge.load()
+    base, judge = load_base("puppets", device=device_named("auto")), Judge.load()
     for seed in table.seeds:
         train_cast(table, seed)
         concepts = {name: load_concept(table.concept_folder(name, seed) / CONCEPT_FILE) for name in table.members}
@@ -166,25 +173,21 @@ def fused(table: Table, judge: Judge, method: str, concepts: Mapping[str, Concep
     fuse(options, [*METHODS[method], *table.more])
     found = read_json(folder / REPORT_FILE)
     about = {key: found[key] for key in ("held_out", "held_out_solved", "seconds", "options")}
-    write_json(path, {**judged(judge, load_base(folder), concepts, table.pictures), **about})
+    model = load_base(folder, device=device_named("auto"))
+    write_json(path, {**judged(judge, model, concepts, table.pictures), **about})
     shutil.rmtree(folder)
 
 
 def judged(judge: Judge, model: Base, concepts: Mapping[str, Concept], pictures: int) -> dict[str, Any]:
     """By character, for each picture: was it the character, was it the place?"""
     found: dict[str, Any] = {"identity": {}, "place": {}}
-    places = [place_of(HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)]) for i in range(pictures)]
+    places = [place_named(HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)]) for i in range(pictures)]
     for name, concept in concepts.items():
         images = character_pictures(model, concept.text, count=pictures)
         seen = [attributes["background"] for attributes in judge.attributes(images)]
         found["identity"][name] = [who == name for who in judge.identities(images)]
         found["place"][name] = [place == wanted for place, wanted in zip(seen, places)]
     return found
-
-
-def place_of(prompt: str) -> str:
-    """The place that a prompt names."""
-    return next(place for place, words in PLACES.items() if words in prompt)
 
 
 @dataclasses.dataclass(frozen=True)

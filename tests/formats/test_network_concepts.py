@@ -224,7 +224,7 @@ def test_what_is_no_network_for_this_base(tiny: Base, xl: Base, concept: Concept
     says({"emb_params": torch.ones(2, 16)}, "found an embedding")
     torch.save({"string_to_param": {"*": torch.ones(1, 16)}, "name": "cat"}, tmp_path / "cat.pt")
     with pytest.raises(
-        MixshowError, match="cat.pt: expected a network's tensors by name, found.*; a textual inversion"
+        MixshowError, match=r"cat\.pt: expected a network's tensors by name, found.*; a textual inversion"
     ):
         read_network_concept(tmp_path / "cat.pt", tiny)
     says({"a.weight": torch.ones(2)}, "found other tensors, such as 'a.weight'")
