@@ -25,7 +25,7 @@ _OF_MODELS = (
     *("conv_in.", "time_embedding.", "text_model.embeddings."),
 )
 _EMBEDDING_KEYS = {"emb_params", "clip_l", "clip_g", "*"}
-_NETWORK = re.compile(r"lora|lycoris|hada_|lokr_|oft_|on_input|w_norm|b_norm|[.]diff|:(up|down)$")
+_NETWORK = re.compile(r"base_model[.]model[.]|lora|lycoris|hada_|lokr_|oft_|on_input|w_norm|b_norm|[.]diff|:(up|down)$")
 
 
 def read_concept(path: Path | str) -> Concept:

@@ -17,7 +17,7 @@ SINGLE = [True, True, True, False]
 
 def done(table: Table, method: str, seed: int, hits: list[bool], errors: list[float], drift: float) -> None:
     """Write down a run of two characters that did alike."""
-    found = {key: {name: hits for name in table.cast} for key in ("identity", "place")}
+    found = {key: dict.fromkeys(table.cast, hits) for key in ("identity", "place")}
     held_out = {"errors": dict(zip(table.cast, errors)), "drift": drift}
     write_json(table.fused_file(method, 2, seed), {**found, "held_out": held_out})
     for name in table.cast:
