@@ -67,3 +67,12 @@ def as_noise(base: Base, output: Tensor, latents: Tensor, times: Tensor) -> Tens
     shares = make_scheduler(base, "DDPM").alphas_cumprod[torch.as_tensor(times).long().cpu()]
     shares = shares.to(output).reshape(-1, 1, 1, 1)
     return shares.sqrt() * output + (1 - shares).sqrt() * latents
+
+
+def as_clean(base: Base, output: Tensor, latents: Tensor, times: Tensor) -> Tensor:
+    """The latents without noise that an output of the UNet predicts; arguments as of `as_noise`."""
+    shares = make_scheduler(base, "DDPM").alphas_cumprod[torch.as_tensor(times).long().cpu()]
+    shares = shares.to(output).reshape(-1, 1, 1, 1)
+    if base.prediction_type == "epsilon":
+        return (latents - (1 - shares).sqrt() * output) / shares.sqrt()
+    return shares.sqrt() * latents - (1 - shares).sqrt() * output
