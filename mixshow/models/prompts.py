@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mixshow.core.attachment import Attachment
+
 if TYPE_CHECKING:
     from mixshow.models.base import Base
 
@@ -124,18 +126,32 @@ def text_states(base: Base, texts: Sequence[str], *, pad: bool = True, clip_skip
 
 def encoded_texts(base: Base, texts: Sequence[str], *, pad: bool = True, clip_skip: int = 0) -> PromptStates:
     """What the text encoders themselves make of texts, empty ones too; see `text_states`."""
-    if base.text_encoder_2 is None and not clip_skip:
-        return PromptStates(base.text_encoder(prompt_ids(base, texts, pad=pad))[0])
+    if base.text_encoder_2 is None:
+        ids = prompt_ids(base, texts, pad=pad)
+        if clip_skip:
+            return PromptStates(_without_last(base.text_encoder, ids, clip_skip))
+        return PromptStates(base.text_encoder(ids)[0])
     outputs = [
         encoder(prompt_ids(base, texts, pad=pad, encoder=name), output_hidden_states=True)
         for name, encoder in base.text_encoders.items()
     ]
-    if base.text_encoder_2 is None:
-        encoder = base.text_encoder
-        final_norm = getattr(encoder, "text_model", encoder).final_layer_norm  # libraries differ in where it is
-        return PromptStates(final_norm(outputs[0].hidden_states[-1 - clip_skip]))
     states = torch.cat([output.hidden_states[-2 - clip_skip] for output in outputs], dim=-1)
     return PromptStates(states, outputs[-1].text_embeds)
+
+
+def _without_last(encoder: Any, ids: Tensor, layers: int) -> Tensor:
+    """The states of a text encoder without its last layers, normalised as the last one's are.
+
+    Asked for its hidden states, transformers leaves hooks behind in the encoder.
+    """
+    transformer = getattr(encoder, "text_model", encoder)  # libraries differ in where it is
+    found: list[Any] = []
+    with Attachment() as attachment:
+        layer = transformer.encoder.layers[-1 - layers]
+        attachment.add_hook(layer.register_forward_hook(lambda _, __, output: found.append(output)))
+        encoder(ids)
+    states: Tensor = transformer.final_layer_norm(found[0][0] if isinstance(found[0], tuple) else found[0])
+    return states
 
 
 def clip_skip_problem(base: Base, clip_skip: int) -> str | None:

@@ -35,13 +35,21 @@ def scheduler_class(name: str, options: Iterable[str] = ()) -> Any:
     """The scheduler of diffusers of that name, as for `make_scheduler`, if it has these options.
 
     Raises:
-        MixshowError: no such scheduler, or an option it does not have.
+        MixshowError: no such scheduler, one that needs another kind of model or more packages, or an option it does
+            not have.
     """
     schedulers = [entry for entry in dir(diffusers.schedulers) if entry.endswith("Scheduler")]
     full_name = name if name in schedulers else f"{name}Scheduler"
     if full_name not in schedulers:
         raise MixshowError(f"scheduler '{name}': not one of diffusers' schedulers{did_you_mean(name, schedulers)}")
-    kind = getattr(diffusers, full_name)
+    kind = getattr(diffusers, full_name, None)
+    if packages := getattr(kind, "_backends", None):  # diffusers' stand-in for a class that cannot be imported
+        raise MixshowError(f"scheduler '{name}': needs {' and '.join(packages)}, of which something is not installed")
+    if not hasattr(kind, "scale_model_input"):
+        raise MixshowError(
+            f"scheduler '{name}': expected one for models that predict noise or velocities, such as "
+            "DPMSolverMultistepScheduler; this one is for models of another kind"
+        )
     known = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
     for option in options:
         if option not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from mixshow.models import (
 )
 from mixshow.models.prompt_reading import prompt_windows
 from mixshow.models.prompts import clip_skip_problem
-from tests.tiny import tiny_concept
+from tests.tiny import tiny_base, tiny_concept
 
 READING = PromptReading(weights=True, windows=True)
 LONG = "a red dog , a blue hat , a boy on the beach , a girl in the rain , a puppet , a toy"  # more than fit
@@ -131,7 +132,8 @@ def test_states_of_other_lengths_mean_the_same(tiny: Base) -> None:
 
 
 @pytest.mark.parametrize("skip", [0, 1])
-def test_clip_skip_is_diffusers(tiny: Base, monkeypatch: pytest.MonkeyPatch, skip: int) -> None:
+def test_clip_skip_is_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip: int) -> None:
+    tiny = tiny_base(tmp_path)  # asked for hidden states, text encoders keep hooks
     if not hasattr(tiny.text_encoder, "text_model"):  # diffusers looks for it where older libraries have it
         monkeypatch.setattr(type(tiny.text_encoder), "text_model", property(lambda self: self), raising=False)
     pipeline = StableDiffusionPipeline(
@@ -141,6 +143,11 @@ def test_clip_skip_is_diffusers(tiny: Base, monkeypatch: pytest.MonkeyPatch, ski
     expected, _ = pipeline.encode_prompt("a red dog", tiny.device, 1, False, clip_skip=skip or None)
     read = read_prompts(tiny, ["a red dog"], PromptReading(clip_skip=skip))
     torch.testing.assert_close(read.states[:, 0], expected)
+
+
+def test_clip_skip_leaves_nothing_behind(tiny: Base) -> None:
+    read_prompts(tiny, ["a red dog"], PromptReading(clip_skip=1))
+    assert not any(module._forward_hooks for module in tiny.text_encoder.modules())
 
 
 def test_layers_that_can_be_left_out(tiny: Base, xl: Base) -> None:

@@ -12,8 +12,10 @@ from PIL import Image
 
 from mixshow.cli.main import main
 from mixshow.config.load import load
+from mixshow.config.region import RegionOptions
 from mixshow.config.scene import SceneOptions
 from mixshow.models import Base
+from mixshow.recipes.passes import region_numbers
 from mixshow.sampling.pictures import read_about, save_picture
 
 
@@ -109,6 +111,16 @@ def test_bad_input(
     assert compose(scene | change) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_regions_are_meant_by_number_or_concept() -> None:
+    entries = [
+        RegionOptions(prompt="{concept} at the beach", concept="pip", box=(0, 0, 1, 1)),
+        RegionOptions(prompt="a <luma1> <luma2>", box=(0, 0, 1, 1)),
+        RegionOptions(prompt="a <pip1> <pip2>", box=(0, 0, 1, 1)),
+    ]
+    found = [region_numbers(name, entries) for name in (1, "2", "pip", "luma")]
+    assert found == [[1], [2], [0, 2], [1]]
 
 
 def test_regions_to_make_again_are_named(

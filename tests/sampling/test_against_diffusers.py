@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from mixshow.models import Base, PromptReading, make_scheduler, read_prompts
 from mixshow.sampling.generate import latents_of_states, pixels_of, start_noise
 from mixshow.sampling.original import Original
 from mixshow.sampling.precision import Precision
+from tests.tiny import tiny_base
 
 SCHEDULERS = ("DDIM", "EulerDiscrete", "DPMSolverMultistep", "HeunDiscrete")
 PARTS = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -71,7 +73,8 @@ def test_rescaled_guidance(tiny: Base, scheduler: str) -> None:
     assert not torch.allclose(plain[-1], expected[-1], rtol=1e-2)
 
 
-def test_clip_skip(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_skip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = tiny_base(tmp_path)  # asked for hidden states, text encoders keep hooks
     if not hasattr(tiny.text_encoder, "text_model"):  # diffusers looks for it where older libraries have it
         monkeypatch.setattr(type(tiny.text_encoder), "text_model", property(lambda self: self), raising=False)
     noise = start_noise(tiny, [0], 8, 8)

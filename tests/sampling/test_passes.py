@@ -112,7 +112,8 @@ def test_what_is_enlarged_looks_the_same(tiny: Base) -> None:
         assert larger.shape == (1, 4, 16, 32)
     picture = to_pictures(tiny.decode_latents(flat))[0].resize(LARGER, Image.Resampling.LANCZOS)
     expected = tiny.encode_images(pixels_of([picture]))
-    torch.testing.assert_close(enlarged(tiny, flat, LARGER, Upscale.PICTURE), expected)
+    found = enlarged(tiny, flat, LARGER, Upscale.PICTURE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.005)  # pixels are rounded: one may fall either way
 
 
 def test_a_picture_of_the_second_pass_s_size_is_made_there_alone(tiny: Base) -> None:
