@@ -42,7 +42,7 @@ def scheduler_class(name: str, options: Iterable[str] = ()) -> Any:
     full_name = name if name in schedulers else f"{name}Scheduler"
     if full_name not in schedulers:
         raise MixshowError(f"scheduler '{name}': not one of diffusers' schedulers{did_you_mean(name, schedulers)}")
-    kind = getattr(diffusers, full_name, None)
+    kind: Any = getattr(diffusers, full_name, None)
     if packages := getattr(kind, "_backends", None):  # diffusers' stand-in for a class that cannot be imported
         raise MixshowError(f"scheduler '{name}': needs {' and '.join(packages)}, of which something is not installed")
     if not hasattr(kind, "scale_model_input"):
