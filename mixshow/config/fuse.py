@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixshow.config.load import Section, load, option, read_yaml
+from mixshow.config.refine import RefineOptions, template_problems
 
 PUBLISHED: Mapping[str, Any] = {
     "solver": {"name": "lbfgs", "iterations": 500, "spatial_iterations": 50, "precondition": False, "ridge": 0.0},
@@ -24,6 +25,7 @@ PUBLISHED: Mapping[str, Any] = {
     "refine": {"method": "none"},
 }
 Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal", "subspace"]
+SOLVING = ("solve", "subspace")  # methods that solve layer by layer on recorded inputs
 UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
 
 
@@ -107,7 +109,7 @@ class StatisticsOptions(Section):
         if not 0 <= self.shrinkage <= 1:
             found.append(f"shrinkage: expected 0 to 1, found {self.shrinkage}")
         for name in ("text_prompts", "picture_prompts"):
-            found += _template_problems(name, getattr(self, name))
+            found += template_problems(name, getattr(self, name))
         return found
 
 
@@ -122,32 +124,6 @@ class AnchorOptions(Section):
         return [
             *([] if self.weight >= 0 else [f"weight: expected 0 or more, found {self.weight}"]),
             *(["captions: expected at least one"] if self.captions == [] else []),
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class RefineOptions(Section):
-    method: Literal["none", "distill"] = option(
-        "distill: move the UNet's fused weights until they predict noise as the concepts' own models do", "distill"
-    )
-    steps: int = option("optimizer steps of distill", 300)
-    rate: float = option("highest learning rate of distill", 5e-4)
-    batch_size: int = option("predictions per step of distill", 8)
-    rounds: int = option(
-        "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 3
-    )
-    prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)
-    seed: int = option("of the pictures distilled on", 0)
-
-    def problems(self) -> list[str]:
-        return [
-            *(
-                f"{name}: expected at least 1, found {getattr(self, name)}"
-                for name in ("steps", "batch_size", "rounds")
-                if getattr(self, name) < 1
-            ),
-            *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),
-            *_template_problems("prompts", self.prompts),
         ]
 
 
@@ -199,7 +175,7 @@ class ReportOptions(Section):
 
     def problems(self) -> list[str]:
         return [
-            *_template_problems("prompts", self.prompts),
+            *template_problems("prompts", self.prompts),
             *(["captions: expected at least one"] if self.captions == [] else []),
             *([] if self.steps > 0 else [f"steps: expected at least 1, found {self.steps}"]),
         ]
@@ -237,6 +213,8 @@ class FuseOptions(Section):
             found.append(f"output: expected a folder for format=lora, found {self.output}; it holds more than one file")
         if not single and self.output_dtype != "fp32":
             found.append(f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out")
+        if self.refine.method == "rerecord" and self.method not in SOLVING:
+            found.append(f"refine.method: rerecord solves again, which method={self.method} does not; use distill or none")
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
         return found
@@ -263,15 +241,3 @@ def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _template_problems(name: str, templates: Sequence[str] | None) -> list[str]:
-    if templates is None:
-        return []
-    if not templates:
-        return [f"{name}: expected at least one"]
-    return [
-        f"{name}[{i}]: expected {{concept}} in it, found '{text}'"
-        for i, text in enumerate(templates)
-        if "{concept}" not in text
-    ]

@@ -6,18 +6,21 @@ Mix-of-Show's gradient fusion (arXiv 2305.18292) is the collection `PUBLISHED` w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
-from mixshow.fusion.build import Normalisation, build_problems
+from mixshow.fusion.build import Deltas, Normalisation, build_problems
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
@@ -55,6 +58,7 @@ class Fusion:
         outcomes: by module path, with residuals in the members' order; empty for baselines.
         seconds: by what they were spent on.
         metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
+        refining: how refining went, as plain values for the report; empty where nothing was stopped by.
     """
 
     changes: Mapping[str, Tensor]
@@ -62,6 +66,7 @@ class Fusion:
     outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    refining: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def attach(self, base: Base) -> tuple[Base, Attachment]:
         """The fused model, sharing the base's modules until the handle is detached."""
@@ -73,6 +78,13 @@ class Fusion:
             attachment.detach()
             raise
         return fused, attachment
+
+    @contextlib.contextmanager
+    def in_place(self, base: Base) -> Iterator[Base]:
+        """The fused model within the block."""
+        fused, attachment = self.attach(base)
+        with attachment:
+            yield fused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,16 +138,7 @@ def fuse(
                 )
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        problems = build_problems(
-            deltas,
-            stage_statistics.concepts,
-            weights=None if objective.weights_by_rows else [member.weight for member in members],
-            anchor=stage_statistics.anchor,
-            anchor_weight=objective.anchor_weight,
-            ridge=objective.ridge,
-            shrinkage=objective.shrinkage,
-            normalise=objective.normalise,
-        )
+        problems = stage_problems(members, deltas, stage_statistics, objective)
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
@@ -145,6 +148,26 @@ def fuse(
     return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
 
 
+def stage_problems(
+    members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
+) -> list[LayerProblem]:
+    """The problems of one stage's layers.
+
+    Args:
+        deltas: for each member, its changes of the stage's layers by module path.
+    """
+    return build_problems(
+        deltas,
+        recorded.concepts,
+        weights=None if objective.weights_by_rows else [member.weight for member in members],
+        anchor=recorded.anchor,
+        anchor_weight=objective.anchor_weight,
+        ridge=objective.ridge,
+        shrinkage=objective.shrinkage,
+        normalise=objective.normalise,
+    )
+
+
 def record_stage(
     base: Base,
     members: Sequence[Member],
@@ -152,16 +175,22 @@ def record_stage(
     collection: Collection,
     objective: Objective,
     *,
+    through: Fusion | None = None,
     show_progress: bool = False,
 ) -> Recorded:
-    """Statistics of one stage for all members, and for the anchor when the objective has one."""
+    """Statistics of one stage for all members, and for the anchor when the objective has one.
+
+    Args:
+        through: a fused model whose inputs are recorded, on ordinary captions too; None: each concept's own model,
+            and the base.
+    """
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
     concepts = []
     anchored = objective.anchor_weight > 0
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
         for member in members:
-            with member.in_place(base, own_stages) as tuned:
+            with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
                 name = member.concept.text
                 concepts.append(
                     record(
@@ -174,7 +203,8 @@ def record_stage(
         anchor = None
         if anchored:
             captions = list(objective.captions)
-            anchor = record(base, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
+            with contextlib.nullcontext(base) if through is None else through.in_place(base) as model:
+                anchor = record(model, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
             bar.update()
     return Recorded(concepts, anchor)
 
