@@ -24,8 +24,20 @@ PUBLISHED: Mapping[str, Any] = {
     "anchor": {"weight": 0.0},
     "refine": {"method": "none"},
 }
-Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal", "subspace"]
-SOLVING = ("solve", "subspace")  # methods that solve layer by layer on recorded inputs
+Method = Literal[
+    "solve",
+    "constrained",
+    "sum",
+    "average",
+    "svd",
+    "concatenate",
+    "ties",
+    "dare",
+    "dare_ties",
+    "orthogonal",
+    "subspace",
+]
+SOLVING = ("solve", "constrained", "subspace")  # methods that solve layer by layer on recorded inputs
 UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
 
 
@@ -56,9 +68,19 @@ class SolverOptions(Section):
         0.01,
     )
     precondition: bool = option("lbfgs only: start each step from a Cholesky factor, nearly the closed form", True)
+    objective: Literal["squares", "huber", "cosine"] = option(
+        "what errors count: their squares; huber: single rows far off less; cosine: the outputs' directions", "squares"
+    )
+    huber_delta: float = option("from which error on huber counts less, in medians of a layer's row errors", 1.0)
 
     def problems(self) -> list[str]:
         return [
+            *([] if self.huber_delta > 0 else [f"huber_delta: expected more than 0, found {self.huber_delta}"]),
+            *(
+                [f"objective: {self.objective} is minimised by name=lbfgs, found name={self.name}"]
+                if self.objective != "squares" and self.name != "lbfgs"
+                else []
+            ),
             *([] if self.iterations > 0 else [f"iterations: expected at least 1, found {self.iterations}"]),
             *(
                 [f"spatial_iterations: expected at least 1 or null, found {self.spatial_iterations}"]
@@ -94,6 +116,7 @@ class StatisticsOptions(Section):
     shrinkage: float = option(
         "share of the moments' off-diagonal elements that is taken away, 0 to 1; helps where prompts are few", 0.0
     )
+    rows: int = option("inputs kept of each layer and concept where solver.objective is huber or cosine", 512)
     steps: int = option("denoising steps that are recorded", 20)
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
@@ -103,7 +126,7 @@ class StatisticsOptions(Section):
     def problems(self) -> list[str]:
         found = [
             f"{name}: expected at least 1, found {getattr(self, name)}"
-            for name in ("steps", "batch_size")
+            for name in ("steps", "batch_size", "rows")
             if getattr(self, name) < 1
         ]
         if not 0 <= self.shrinkage <= 1:
@@ -132,9 +155,15 @@ class MergeOptions(Section):
     rank: int | None = option("of method=svd; null: the largest of the concepts' in each layer", None)
     density: float = option("share of the elements that ties and dare keep", 0.5)
     seed: int = option("of the elements that dare keeps", 0)
+    prompts: list[str] | None = option(
+        "of method=constrained, with {concept}: keys and values of its tokens in them are kept exactly; null: 'photo "
+        "of a {concept}'",
+        None,
+    )
 
     def problems(self) -> list[str]:
         return [
+            *template_problems("prompts", self.prompts),
             *([] if self.rank is None or self.rank > 0 else [f"rank: expected at least 1 or null, found {self.rank}"]),
             *([] if 0 < self.density < 1 else [f"density: expected between 0 and 1, found {self.density}"]),
         ]
@@ -196,7 +225,11 @@ class FuseOptions(Section):
     preset: Literal["default", "published"] = option(
         "default, or published for Mix-of-Show's rows, order and no ridge", "default"
     )
-    method: Method = option("solve: least squares on what layers read; the others are to compare with", "solve")
+    method: Method = option(
+        "solve: least squares on what layers read; constrained: the same with keys and values of concept tokens kept "
+        "exactly; the others are to compare with",
+        "solve",
+    )
     merge: MergeOptions = option("what the other methods want to know", factory=MergeOptions)
     solver: SolverOptions = option("what minimises each layer's error", factory=SolverOptions)
     statistics: StatisticsOptions = option("what layers' inputs are recorded on", factory=StatisticsOptions)
@@ -214,7 +247,13 @@ class FuseOptions(Section):
         if not single and self.output_dtype != "fp32":
             found.append(f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out")
         if self.refine.method == "rerecord" and self.method not in SOLVING:
-            found.append(f"refine.method: rerecord solves again, which method={self.method} does not; use distill or none")
+            found.append(
+                f"refine.method: rerecord solves again, which method={self.method} does not; use distill or none"
+            )
+        if self.method == "constrained" and self.anchor.weight == 0:
+            found.append(
+                "anchor.weight: expected more than 0 for method=constrained, which changes ordinary captions least"
+            )
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
         return found

@@ -26,7 +26,8 @@ class RefineOptions(Section):
     seed: int = option("of the pictures distilled on", 0)
     passes: int = option("of rerecord at most", 4)
     stop: bool | None = option(
-        "stop when the mean error on validation prompts no longer falls, and keep the best; null: in rerecord only", None
+        "stop when the mean error on validation prompts no longer falls, and keep the best; null: in rerecord only",
+        None,
     )
     validation: list[str] | None = option(
         "prompts with {concept} to stop by, others than the report's; null: the built-in list", None

@@ -17,11 +17,14 @@ from torch import Tensor
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
 from mixshow.fusion.build import Deltas, Normalisation, build_problems
-from mixshow.fusion.collect import Collection, Statistics, record
+from mixshow.fusion.collect import Collection, Statistics, key_value_samples, record, row_sampler, token_rows
+from mixshow.fusion.constraints import constrained_problems
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.prompts import filled
+from mixshow.fusion.rows import Rows
+from mixshow.fusion.samples import sampled_problems
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
@@ -38,6 +41,8 @@ class Objective:
         weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
         shrinkage: share of the moments' off-diagonal elements that is taken away.
         normalise: by what concepts' weights are divided, so that a loud one does not win.
+        constraint_prompts: with `{concept}`; keys and values of concept tokens in them are kept exactly. Empty: no
+            constraints.
     """
 
     ridge: float = 0.0
@@ -46,6 +51,7 @@ class Objective:
     weights_by_rows: bool = False
     shrinkage: float = 0.0
     normalise: Normalisation = "none"
+    constraint_prompts: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,10 +100,14 @@ class Recorded:
     Attributes:
         concepts: one per member.
         anchor: of the base under ordinary captions.
+        constraints: rows of keys and values that constraints are on, one per member; empty without constraints.
+        rows: inputs kept as they are, one per member; empty where none were.
     """
 
     concepts: Sequence[Statistics]
     anchor: Statistics | None = None
+    constraints: Sequence[Rows] = ()
+    rows: Sequence[Rows] = ()
 
 
 def fuse(
@@ -138,25 +148,25 @@ def fuse(
                 )
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        problems = stage_problems(members, deltas, stage_statistics, objective)
+        problems = stage_problems(base, members, deltas, stage_statistics, objective)
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
         if keep_metrics:
-            metrics |= {problem.name: problem.matrix for problem in problems}
+            metrics |= {problem.name: problem.metric for problem in problems}
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
     return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
 
 
 def stage_problems(
-    members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
+    base: Base, members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
 ) -> list[LayerProblem]:
-    """The problems of one stage's layers.
+    """The problems of one stage's layers, with constraints or kept rows where these were recorded.
 
     Args:
         deltas: for each member, its changes of the stage's layers by module path.
     """
-    return build_problems(
+    problems = build_problems(
         deltas,
         recorded.concepts,
         weights=None if objective.weights_by_rows else [member.weight for member in members],
@@ -166,6 +176,12 @@ def stage_problems(
         shrinkage=objective.shrinkage,
         normalise=objective.normalise,
     )
+    if recorded.constraints:
+        return constrained_problems(problems, recorded.constraints)
+    if recorded.rows:
+        modules = {layer.path: layer.module for layer in layers_of(base).values()}
+        return sampled_problems(problems, recorded.rows, modules)
+    return problems
 
 
 def record_stage(
@@ -186,19 +202,26 @@ def record_stage(
     """
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
-    concepts = []
+    concepts: list[Statistics] = []
+    constraints: list[Rows] = []
+    rows: list[Rows] = []
     anchored = objective.anchor_weight > 0
+    key_value = stage is Stage.KEY_VALUE
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
         for member in members:
-            with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
+            with (
+                member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned,
+                row_sampler(layers, collection) as sampler,
+            ):
                 name = member.concept.text
-                concepts.append(
-                    record(
-                        tuned, layers, stage, collection,
-                        text_prompts=filled(collection.text_prompts, name),
-                        picture_prompts=filled(collection.picture_prompts, name),
-                    )
-                )  # fmt: skip
+                texts = filled(collection.text_prompts, name)
+                pictures = filled(collection.picture_prompts, name)
+                concepts.append(record(tuned, layers, stage, collection, text_prompts=texts, picture_prompts=pictures))
+                if collection.rows:
+                    rows.append(key_value_samples(tuned, layers, texts, collection) if key_value else sampler.rows())
+                if key_value and objective.constraint_prompts:
+                    prompts = filled(objective.constraint_prompts, name)
+                    constraints.append(token_rows(tuned, layers, prompts, member.concept.embeddings))
             bar.update()
         anchor = None
         if anchored:
@@ -206,7 +229,7 @@ def record_stage(
             with contextlib.nullcontext(base) if through is None else through.in_place(base) as model:
                 anchor = record(model, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
             bar.update()
-    return Recorded(concepts, anchor)
+    return Recorded(concepts, anchor, constraints, rows)
 
 
 def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:

@@ -83,12 +83,12 @@ def _pass(
         recorded = record_stage(
             base, members, stage, collection, objective, through=fusion, show_progress=show_progress
         )
-        problems = stage_problems(members, deltas, recorded, objective)
+        problems = stage_problems(base, members, deltas, recorded, objective)
         outcomes = {outcome.name: outcome for outcome in solvers[stage].solve(problems)}
         fusion = dataclasses.replace(
             fusion,
             changes={**fusion.changes, **{name: outcome.change for name, outcome in outcomes.items()}},
             outcomes={**fusion.outcomes, **outcomes},
-            metrics=fusion.metrics and {**fusion.metrics, **{problem.name: problem.matrix for problem in problems}},
+            metrics=fusion.metrics and {**fusion.metrics, **{problem.name: problem.metric for problem in problems}},
         )
     return fusion

@@ -23,9 +23,9 @@ from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, renamed
-from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, PUBLISHED_PICTURES, TEXT
 from mixshow.fusion.report import report
-from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
+from mixshow.fusion.solvers import CG, LBFGS, Constrained, Exact, Sampled, Solver
 from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
@@ -163,6 +163,7 @@ def _collection(options: FuseOptions) -> Collection:
         height=given.height,
         seed=given.seed,
         batch_size=given.batch_size,
+        rows=0 if options.solver.objective == "squares" else given.rows,
     )
 
 
@@ -171,6 +172,9 @@ def _problem(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
     objective, solvers = _objective(options), _solvers(options)
     if options.method == "subspace":
         return dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
+    if options.method == "constrained":
+        prompts = options.merge.prompts or PUBLISHED_PICTURES
+        return dataclasses.replace(objective, constraint_prompts=prompts), {**solvers, Stage.KEY_VALUE: Constrained()}
     return objective, solvers
 
 
@@ -191,7 +195,12 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
         return dict.fromkeys(Stage, Exact())
 
     def iterative(iterations: int) -> Solver:
-        return CG(iterations) if given.name == "cg" else LBFGS(iterations, precondition=given.precondition)
+        if given.name == "cg":
+            return CG(iterations)
+        lbfgs = LBFGS(iterations, precondition=given.precondition)
+        if given.objective == "squares":
+            return lbfgs
+        return Sampled(given.objective, given.huber_delta, lbfgs, iterations)
 
     solvers = dict.fromkeys(Stage, iterative(given.iterations))
     return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
