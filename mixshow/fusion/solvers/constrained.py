@@ -71,7 +71,8 @@ class Constrained:
         rest = right[rank:].mT
         reduced, wanted = rest.mT @ inputs.matrix @ rest, (targets - given @ inputs.matrix) @ rest
         factor, failed = torch.linalg.cholesky_ex(reduced)
-        if inputs.ridge_value > 0 and not failed:
+        definite = inputs.ridge_value > 0 or not rest.numel()  # with nothing left free there is nothing to solve
+        if definite and not failed:
             free = torch.cholesky_solve(wanted.mT, factor).mT
         else:
             free, _ = minimum_change(wanted, *torch.linalg.eigh(reduced), inputs.resolution)
