@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
-from mixshow.fusion.rows import Rows, RowSample, RowSampler
 from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
 from mixshow.models import Base, encode_prompts, make_scheduler, prompt_states
 from mixshow.models.prompts import prompt_ids, text_states
@@ -98,42 +96,13 @@ def key_value_statistics(
         every_position: all positions of padded prompts; otherwise concept tokens and the end token.
     """
     statistics: dict[tuple[int | None, bool], LayerStatistics] = {}
-    for key, rows in _key_value_rows(base, layers, prompts, every_position):
+    for key, rows in key_value_rows(base, layers, prompts, every_position):
         own, before = LayerStatistics.of_rows(rows, extended=key[1]), statistics.get(key)
         statistics[key] = own if before is None else before + own
     return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
 
 
-@torch.no_grad()
-def key_value_samples(base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection) -> Rows:
-    """Some of the inputs that `key_value_statistics` sums up, by path."""
-    samples: dict[tuple[int | None, bool], RowSample] = {}
-    for key, rows in _key_value_rows(base, layers, prompts, collection.every_position):
-        sample = samples.setdefault(key, RowSample(collection.rows, collection.seed))
-        sample.add(F.pad(rows, (0, 1), value=1.0) if key[1] else rows)
-    return {layer.path: samples[layer.text_layer, layer.extended].rows for layer in layers}
-
-
-@torch.no_grad()
-def token_rows(base: Base, layers: Sequence[Layer], prompts: Sequence[str], tokens: Iterable[str]) -> Rows:
-    """What keys and values read at some concept tokens, `[rows, in]` by path; without tokens, at every word."""
-    wanted = torch.tensor([number for token in tokens for number in base.vocabulary.ids[token]])
-    around = torch.tensor([base.tokenizer.bos_token_id, base.tokenizer.eos_token_id])
-    found: dict[tuple[int | None, bool], list[Tensor]] = {}
-    read = {(layer.text_layer, layer.extended) for layer in layers}
-    for prompt in prompts:
-        states, ids = _unpadded(base, prompt)
-        for key in read:
-            number, extended = key
-            own = ids[number].cpu()
-            chosen = torch.isin(own, wanted) if len(wanted) else ~torch.isin(own, around)
-            rows = states[number][chosen.to(states.device)]
-            found.setdefault(key, []).append(F.pad(rows, (0, 1), value=1.0) if extended else rows)
-    joined = {key: torch.cat(parts) for key, parts in found.items()}
-    return {layer.path: joined[layer.text_layer, layer.extended] for layer in layers}
-
-
-def _key_value_rows(
+def key_value_rows(
     base: Base, layers: Sequence[Layer], prompts: Sequence[str], every_position: bool
 ) -> Iterator[tuple[tuple[int | None, bool], Tensor]]:
     """Rows `[rows, width]` that keys and values read, by the number of their layer and whether it is extended."""
@@ -145,7 +114,7 @@ def _key_value_rows(
         if every_position:
             states, ids = encode_prompts(base, [prompt])[0], None
         else:
-            states, ids = _unpadded(base, prompt)
+            states, ids = unpadded_states(base, prompt)
         for number, rows in enumerate(states):
             if ids is not None:
                 rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
@@ -154,7 +123,7 @@ def _key_value_rows(
                     yield (number, extended), rows
 
 
-def _unpadded(base: Base, prompt: str) -> tuple[Tensor, Tensor]:
+def unpadded_states(base: Base, prompt: str) -> tuple[Tensor, Tensor]:
     """States `[layers, tokens, width]` and ids `[layers, tokens]` of an unpadded prompt."""
     texts = _texts_per_layer(base, prompt)
     encoded, ids = text_states(base, texts, pad=False).states, prompt_ids(base, texts, pad=False)
@@ -177,13 +146,6 @@ def spatial_statistics(
             scheduler.set_timesteps(collection.steps, device=base.device)
             denoise(base, scheduler, start_noise(base, seeds, height, width), prompt_states(base, batch))
     return recorder.statistics()
-
-
-def row_sampler(layers: Sequence[Layer], collection: Collection) -> RowSampler:
-    """What keeps rows of the layers that are run; those of keys and values come from `key_value_samples`."""
-    extended = [layer.path for layer in layers if layer.extended]
-    modules = {layer.path: layer.module for layer in layers if layer.stage is not Stage.KEY_VALUE}
-    return RowSampler(modules, collection.rows, extended=extended, seed=collection.seed)
 
 
 def _recorder(layers: Sequence[Layer], *, double: bool = False) -> StatisticsRecorder:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,27 +26,40 @@ from mixshow.fusion.problem import Inputs, LayerProblem
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ConstrainedProblem(LayerProblem):
-    """A layer with constraints.
+    """A layer with constraints. A concept that leaves it alone wants no change on its rows.
 
     Attributes:
         inputs: with weights of 0, so that what is minimised is of ordinary captions and the ridge alone.
-        rows: C, `[rows, in]`, float64; one tensor for the layers that share their inputs.
-        outputs: what D must make of them, `[rows, out]`, float64.
+        rows: C_i, one `[rows, in]` per concept, float64; the same ones for the layers that share their inputs.
         all_inputs: with the concepts' weights.
     """
 
-    rows: Tensor
-    outputs: Tensor
+    rows: Sequence[Tensor]
     all_inputs: Inputs
 
     @property
     def metric(self) -> Tensor:
         return self.all_inputs.matrix
 
+    @cached_property
+    def all_rows(self) -> Tensor:
+        """C of all concepts, `[rows, in]`."""
+        return torch.cat(list(self.rows))
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """T: what D must make of them, `[rows, out]`, float64."""
+        return torch.cat(
+            [
+                own.new_zeros(len(own), len(self.target)) if delta is None else own @ delta.double().mT
+                for own, delta in zip(self.rows, self.deltas)
+            ]
+        )
+
     def unmet(self, change: Tensor) -> float:
         """`||D C^T - T|| / ||T||` at D, `[out, in]`; the numerator alone where T is 0."""
         wanted = self.outputs.norm()
-        missing = (self.rows @ change.mT - self.outputs).norm()
+        missing = (self.all_rows @ change.mT - self.outputs).norm()
         return float(missing / wanted) if wanted > 0 else float(missing)
 
 
@@ -53,22 +67,15 @@ def constrained_problems(problems: Sequence[LayerProblem], rows: Sequence[Mappin
     """The same layers with constraints.
 
     Args:
-        rows: for each concept, its C_i `[rows, in]` by module path. A concept that leaves a layer alone wants no change
-            on its rows.
+        rows: for each concept, its C_i `[rows, in]` by module path.
     """
-    shared: dict[int, tuple[Inputs, Tensor]] = {}
+    shared: dict[int, tuple[Inputs, list[Tensor]]] = {}
     found: list[LayerProblem] = []
     for problem in problems:
         key = id(problem.inputs)
-        own = [each[problem.name].to(problem.matrix) for each in rows]
         if key not in shared:
-            shared[key] = dataclasses.replace(problem.inputs, weights=[0.0] * len(own)), torch.cat(own)
-        wanted = [
-            each.new_zeros(len(each), problem.target.shape[-2]) if delta is None else each @ delta.double().mT
-            for each, delta in zip(own, problem.deltas)
-        ]
-        inputs, joined = shared[key]
-        found.append(
-            ConstrainedProblem(problem.name, inputs, problem.deltas, joined, torch.cat(wanted), problem.inputs)
-        )
+            own = [each[problem.name].to(problem.matrix) for each in rows]
+            shared[key] = dataclasses.replace(problem.inputs, weights=[0.0] * len(own)), own
+        inputs, own = shared[key]
+        found.append(ConstrainedProblem(problem.name, inputs, problem.deltas, own, problem.inputs))
     return found

@@ -15,16 +15,14 @@ from typing import Any
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
-from mixshow.core.progress import progress_bar
+from mixshow.core.progress import progress_bar, tracked
 from mixshow.fusion.build import Deltas, Normalisation, build_problems
-from mixshow.fusion.collect import Collection, Statistics, key_value_samples, record, row_sampler, token_rows
-from mixshow.fusion.constraints import constrained_problems
+from mixshow.fusion.collect import Collection, Statistics, record
+from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.prompts import filled
-from mixshow.fusion.rows import Rows
-from mixshow.fusion.samples import sampled_problems
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
@@ -100,14 +98,10 @@ class Recorded:
     Attributes:
         concepts: one per member.
         anchor: of the base under ordinary captions.
-        constraints: rows of keys and values that constraints are on, one per member; empty without constraints.
-        rows: inputs kept as they are, one per member; empty where none were.
     """
 
     concepts: Sequence[Statistics]
     anchor: Statistics | None = None
-    constraints: Sequence[Rows] = ()
-    rows: Sequence[Rows] = ()
 
 
 def fuse(
@@ -141,14 +135,15 @@ def fuse(
         if not any(deltas):
             continue
         stage_statistics = (recorded or {}).get(stage)
-        if stage_statistics is None:
-            with put_in_place(modules, changes if collection.progressive else {}):
+        with put_in_place(modules, changes if collection.progressive else {}):
+            if stage_statistics is None:
                 stage_statistics = record_stage(
                     base, members, stage, collection, objective, show_progress=show_progress
                 )
+            kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        problems = stage_problems(base, members, deltas, stage_statistics, objective)
+        problems = kept.applied(base, stage_problems(members, deltas, stage_statistics, objective))
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
@@ -159,14 +154,14 @@ def fuse(
 
 
 def stage_problems(
-    base: Base, members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
+    members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
 ) -> list[LayerProblem]:
-    """The problems of one stage's layers, with constraints or kept rows where these were recorded.
+    """The least-squares problems of one stage's layers.
 
     Args:
         deltas: for each member, its changes of the stage's layers by module path.
     """
-    problems = build_problems(
+    return build_problems(
         deltas,
         recorded.concepts,
         weights=None if objective.weights_by_rows else [member.weight for member in members],
@@ -176,12 +171,6 @@ def stage_problems(
         shrinkage=objective.shrinkage,
         normalise=objective.normalise,
     )
-    if recorded.constraints:
-        return constrained_problems(problems, recorded.constraints)
-    if recorded.rows:
-        modules = {layer.path: layer.module for layer in layers_of(base).values()}
-        return sampled_problems(problems, recorded.rows, modules)
-    return problems
 
 
 def record_stage(
@@ -202,26 +191,19 @@ def record_stage(
     """
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
-    concepts: list[Statistics] = []
-    constraints: list[Rows] = []
-    rows: list[Rows] = []
+    concepts = []
     anchored = objective.anchor_weight > 0
-    key_value = stage is Stage.KEY_VALUE
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
         for member in members:
-            with (
-                member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned,
-                row_sampler(layers, collection) as sampler,
-            ):
+            with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
                 name = member.concept.text
-                texts = filled(collection.text_prompts, name)
-                pictures = filled(collection.picture_prompts, name)
-                concepts.append(record(tuned, layers, stage, collection, text_prompts=texts, picture_prompts=pictures))
-                if collection.rows:
-                    rows.append(key_value_samples(tuned, layers, texts, collection) if key_value else sampler.rows())
-                if key_value and objective.constraint_prompts:
-                    prompts = filled(objective.constraint_prompts, name)
-                    constraints.append(token_rows(tuned, layers, prompts, member.concept.embeddings))
+                concepts.append(
+                    record(
+                        tuned, layers, stage, collection,
+                        text_prompts=filled(collection.text_prompts, name),
+                        picture_prompts=filled(collection.picture_prompts, name),
+                    )
+                )  # fmt: skip
             bar.update()
         anchor = None
         if anchored:
@@ -229,7 +211,44 @@ def record_stage(
             with contextlib.nullcontext(base) if through is None else through.in_place(base) as model:
                 anchor = record(model, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
             bar.update()
-    return Recorded(concepts, anchor, constraints, rows)
+    return Recorded(concepts, anchor)
+
+
+def keep_inputs(
+    base: Base,
+    members: Sequence[Member],
+    stage: Stage,
+    collection: Collection,
+    objective: Objective,
+    *,
+    through: Fusion | None = None,
+    show_progress: bool = False,
+) -> KeptInputs:
+    """What the problems of one stage need of their inputs beside moments; nothing for plain least squares.
+
+    Args:
+        through: as for `record_stage`.
+    """
+    prompts = objective.constraint_prompts if stage is Stage.KEY_VALUE else ()
+    if not prompts and not collection.rows:
+        return KeptInputs()
+    layers = changed_layers(base, members, stage)
+    own_stages = (stage,) if collection.progressive else tuple(Stage)
+    constraints, samples = [], []
+    for member in tracked(members, f"keeping inputs of {stage.value}", enabled=show_progress):
+        name = member.concept.text
+        with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
+            if prompts:
+                constraints.append(token_rows(tuned, layers, filled(prompts, name), member.concept.embeddings))
+                continue
+            samples.append(
+                sample_rows(
+                    tuned, layers, stage, collection,
+                    text_prompts=filled(collection.text_prompts, name),
+                    picture_prompts=filled(collection.picture_prompts, name),
+                )
+            )  # fmt: skip
+    return KeptInputs(constraints, samples)
 
 
 def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:

@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Fusion, Objective, record_stage, stage_problems
+from mixshow.fusion.fuse import Fusion, Objective, keep_inputs, record_stage, stage_problems
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.solvers import Solver
@@ -83,7 +83,8 @@ def _pass(
         recorded = record_stage(
             base, members, stage, collection, objective, through=fusion, show_progress=show_progress
         )
-        problems = stage_problems(base, members, deltas, recorded, objective)
+        kept = keep_inputs(base, members, stage, collection, objective, through=fusion, show_progress=show_progress)
+        problems = kept.applied(base, stage_problems(members, deltas, recorded, objective))
         outcomes = {outcome.name: outcome for outcome in solvers[stage].solve(problems)}
         fusion = dataclasses.replace(
             fusion,

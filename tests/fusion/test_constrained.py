@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from mixshow.cli.main import EXIT_USER_ERROR, main
-from mixshow.fusion.collect import token_rows
 from mixshow.fusion.constraints import ConstrainedProblem, constrained_problems
 from mixshow.fusion.fuse import Objective, changed_layers, fuse
+from mixshow.fusion.kept import token_rows
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.solvers import Constrained, Status
@@ -44,9 +44,9 @@ def kkt(case: ConstrainedProblem, ordinary: Tensor, ridge: float) -> Tensor:
     """Stationarity and constraints as one dense system, solved with the minimum norm."""
     moment = 0.3 * ordinary.T @ ordinary / len(ordinary)
     matrix = moment + ridge * moment.trace() / WIDTH * torch.eye(WIDTH, dtype=torch.float64)
-    count = len(case.rows)
+    count = len(case.all_rows)
     system = torch.zeros(WIDTH + count, WIDTH + count, dtype=torch.float64)
-    system[:WIDTH, :WIDTH], system[:WIDTH, WIDTH:], system[WIDTH:, :WIDTH] = matrix, case.rows.T, case.rows
+    system[:WIDTH, :WIDTH], system[:WIDTH, WIDTH:], system[WIDTH:, :WIDTH] = matrix, case.all_rows.T, case.all_rows
     right = torch.cat([torch.zeros(WIDTH, OUT, dtype=torch.float64), case.outputs])
     return torch.linalg.lstsq(system, right, driver="gelsd", rcond=1e-10).solution[:WIDTH].T
 
@@ -101,7 +101,7 @@ def test_a_concept_that_leaves_the_layer_alone_wants_no_change() -> None:
 def test_no_other_change_that_meets_the_constraints_does_less_to_ordinary_inputs() -> None:
     case = constrained([rows(3, 2)], ordinary=rows(40, 1))
     [outcome] = Constrained().solve([case])
-    free = torch.eye(WIDTH, dtype=torch.float64) - torch.linalg.pinv(case.rows) @ case.rows
+    free = torch.eye(WIDTH, dtype=torch.float64) - torch.linalg.pinv(case.all_rows) @ case.all_rows
     for seed in range(10):
         other = outcome.change + 1e-2 * delta(seed) @ free
         assert case.unmet(other) < 1e-8 and case.objective(other) > outcome.objective_after

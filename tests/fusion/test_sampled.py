@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Objective, record_stage
+from mixshow.fusion.fuse import Objective, keep_inputs, record_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.losses import Cosine
 from mixshow.fusion.members import Member
@@ -203,16 +203,16 @@ def test_all_rows_of_a_model_have_the_recorded_moments(tiny: Base, every_positio
         text_prompts=["{concept}", "a photo of {concept}"], picture_prompts=["{concept}"], steps=1,
         every_position=every_position, rows=10**6,
     )  # fmt: skip
+    few = dataclasses.replace(collection, rows=3)
     for stage_ in Stage:
-        recorded = record_stage(tiny, members, stage_, collection, Objective())
-        [statistics], [kept] = recorded.concepts, recorded.rows
+        [statistics] = record_stage(tiny, members, stage_, collection, Objective()).concepts
+        [kept] = keep_inputs(tiny, members, stage_, collection, Objective()).samples
+        [some] = keep_inputs(tiny, members, stage_, few, Objective()).samples
         assert kept.keys() == statistics.keys()
         for path, own in statistics.items():
             every = kept[path].double()
-            assert len(every) == own.rows
+            assert len(every) == own.rows and len(some[path]) == min(3, own.rows)
             torch.testing.assert_close(every.T @ every, own.moment, rtol=1e-4, atol=1e-4 * float(own.moment.max()))
-        some = record_stage(tiny, members, stage_, dataclasses.replace(collection, rows=3), Objective()).rows[0]
-        assert all(len(each) == min(3, statistics[path].rows) for path, each in some.items())
     assert hooks(tiny) == before
 
 

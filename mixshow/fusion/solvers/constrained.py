@@ -46,10 +46,10 @@ class Constrained:
                 group.append(problem)
             targets = torch.cat([problem.target for problem in group])
             outputs = torch.cat([problem.outputs for problem in group], dim=1)
-            changes, rank, condition = self.minimise(group[0].inputs, targets, group[0].rows, outputs)
+            changes, rank, condition = self.minimise(group[0].inputs, targets, group[0].all_rows, outputs)
             sizes = [len(problem.target) for problem in group]
             for place, problem, change in zip(places, group, changes.split(sizes)):
-                fit = ConstraintFit(len(problem.rows), rank, condition, problem.unmet(change))
+                fit = ConstraintFit(len(problem.all_rows), rank, condition, problem.unmet(change))
                 status = Status.CONSTRAINED if fit.residual <= _CONTRADICTION else Status.CONTRADICTION
                 outcomes[place] = dataclasses.replace(outcome_of(problem, change, status), constraints=fit)
         return [outcomes[place] for place in range(len(problems))]
@@ -75,6 +75,7 @@ class Constrained:
         if definite and not failed:
             free = torch.cholesky_solve(wanted.mT, factor).mT
         else:
-            free, _ = minimum_change(wanted, *torch.linalg.eigh(reduced), inputs.resolution)
+            values_left, vectors = torch.linalg.eigh(reduced)
+            free, _ = minimum_change(wanted, values_left, vectors, inputs.resolution)
         condition = float(values[0] / values[rank - 1]) if rank else 1.0
         return given + free @ rest.mT, rank, condition
