@@ -94,7 +94,8 @@ def sampled_problems(
             continue
         own = [each[problem.name] for each in rows]
         weight = _weight(modules[problem.name], problem.matrix.shape[-1])
-        found.append(SampledProblem(problem.name, problem.inputs, problem.deltas, own, weight))
+        # A cosine knows all outputs of a layer, not only those that the changes span: so matrices, never factors.
+        found.append(SampledProblem(problem.name, problem.inputs, list(problem.deltas), own, weight))
     return found
 
 
