@@ -48,7 +48,7 @@ def refined(
             passes=options.refine.passes, stopping=stopping, show_progress=True,
         )  # fmt: skip
     else:
-        found = distill(base, members, fusion, _distilling(options), stopping=stopping, show_progress=True)
+        found = distill(base, members, fusion, distill_plan(options), stopping=stopping, show_progress=True)
     what = "re-recording" if options.refine.method == "rerecord" else "distilling"
     return dataclasses.replace(found, seconds={**fusion.seconds, what: time.monotonic() - start})
 
@@ -67,7 +67,8 @@ def _stopping(base: Base, members: Sequence[Member], options: FuseOptions) -> Ea
     return EarlyStopping(references, patience=given.patience, tolerance=given.tolerance)
 
 
-def _distilling(options: FuseOptions) -> DistillPlan:
+def distill_plan(options: FuseOptions) -> DistillPlan:
+    """How long and on what `refine.method: distill` learns."""
     given, size = options.refine, options.statistics
     return DistillPlan(
         steps=given.steps,
