@@ -38,7 +38,7 @@ class PersonOptions(Section):
         found = []
         if (self.person is None) == (self.points is None):
             given = "none" if self.person is None else "both"
-            found.append(f"expected a named pose in 'person' or key points in 'points', found {given}")
+            found.append(f"person: expected a named pose, or key points in 'points', found {given}")
         if self.at is not None and not all(abs(value) <= _FAR for value in self.at):
             found.append(f"at: expected fractions of the picture such as [0.2, 0.9], found {list(self.at)}")
         if not 0 < self.height <= _FAR:

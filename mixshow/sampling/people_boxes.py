@@ -14,7 +14,7 @@ from mixshow.sampling.joints import INDEX
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
 
-_LEAST = 1 / 3  # of its width that a box keeps beside a neighbour's; people who are closer overlap
+_APART = 0.25  # of the smaller one's height: people whose necks are closer stand before each other, not beside
 _ANKLES = [INDEX["right_ankle"], INDEX["left_ankle"]]
 # Where key points of somebody upright are, as parts of the way from the eyes to the ankles: what is seen of a person
 # tells how much is not.
@@ -55,9 +55,8 @@ def boxes_around(people: Sequence[np.ndarray], size: Size, margins: Margins = PU
     boxes = [box.copy() for box in wide]
     for first, second in combinations(sorted(range(len(people)), key=lambda i: _middle(people[i])), 2):
         border = (_middle(people[first]) + _middle(people[second])) / 2
-        beside = wide[first][1] < wide[second][3] and wide[second][1] < wide[first][3]
-        keep = _LEAST * (wide[first][2] - wide[first][0]), _LEAST * (wide[second][2] - wide[second][0])
-        if beside and border - wide[first][0] >= keep[0] and wide[second][2] - border >= keep[1]:
+        level = wide[first][1] < wide[second][3] and wide[second][1] < wide[first][3]
+        if level and 2 * (border - _middle(people[first])) >= _APART * min(_height(people[i]) for i in (first, second)):
             boxes[first][2] = min(boxes[first][2], border)
             boxes[second][0] = max(boxes[second][0], border)
     return [_inside(box, size, i + 1) for i, box in enumerate(boxes)]
@@ -69,11 +68,9 @@ def _box_around(points: np.ndarray, margins: Margins, number: int) -> np.ndarray
         raise MixshowError(
             f"person {number}: expected at least two visible key points at different heights, found {len(seen)} visible"
         )
-    (left, top), (right, bottom) = seen[:, :2].min(0), seen[:, :2].max(0)
-    height = bottom - top
-    if not (points[_ANKLES, 2] > 0).any():
-        height = max(height, _whole_height(points))
-        bottom = top + height
+    (left, top), right = seen[:, :2].min(0), seen[:, 0].max()
+    height = _height(points)
+    bottom = top + height
     return np.array(
         [
             left - margins.sides * height,
@@ -84,13 +81,16 @@ def _box_around(points: np.ndarray, margins: Margins, number: int) -> np.ndarray
     )
 
 
-def _whole_height(points: np.ndarray) -> float:
-    """From the eyes to the ankles, judged by what is seen of the rest; 0: by nothing."""
+def _height(points: np.ndarray) -> float:
+    """Of the skeleton; where its ankles are not seen, judged by what is."""
+    seen = float(np.ptp(points[points[:, 2] > 0, 1]))
+    if (points[_ANKLES, 2] > 0).any():
+        return seen
     levels = [(level, points[INDEX[name], 1]) for name, level in _LEVELS.items() if points[INDEX[name], 2] > 0]
     if not levels:
-        return 0.0
+        return seen
     (upper, y_upper), (lower, y_lower) = min(levels), max(levels)
-    return float((y_lower - y_upper) / (lower - upper)) if lower > upper else 0.0
+    return max(seen, float((y_lower - y_upper) / (lower - upper))) if lower > upper else seen
 
 
 def _middle(points: np.ndarray) -> float:
