@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
 
+from mixshow.config.isolation import IsolateOptions
 from mixshow.config.load import Section, option
+from mixshow.config.network import NetworkOptions
 from mixshow.config.region import RegionOptions
 from mixshow.config.seeds import parse_seeds
 from mixshow.core.errors import MixshowError
@@ -42,20 +43,6 @@ class PoseOptions(Section):
         if not 0 <= self.span[0] < self.span[1] <= 1:
             found.append(f"span: expected two numbers such as [0.0, 0.6], found {list(self.span)}")
         return found
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOptions(Section):
-    file: Path = option("a network file of any algorithm, of kohya's programs, LyCORIS or this one")
-    strength: float = option("factor on its change; 0: none", 1.0)
-    missing_alpha: Literal["error", "rank"] = option(
-        "a file that does not tell its scale: refuse it, or take alpha = rank as most programs do", "error"
-    )
-
-    def problems(self) -> list[str]:
-        return (
-            [] if math.isfinite(self.strength) else [f"strength: expected a number such as 0.8, found {self.strength}"]
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +86,8 @@ class SceneOptions(Section):
         "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
         None,
     )
+    isolate: IsolateOptions | None = option("keeps regions apart in self-attention; null: they see each other", None)
+    guard: bool = option("regions' concept tokens are attended to from their regions only, in every prompt", False)
     seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
     batch_size: int = option("pictures denoised together; more need more memory", 1)
     steps: int = option("denoising steps", 25)
@@ -193,7 +182,7 @@ class SceneOptions(Section):
                 found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
-        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule")
+        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule", "isolate", "guard")
         found += [
             f"{name}: expected regions, without which it says nothing; found none"
             for name in alone

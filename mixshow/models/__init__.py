@@ -3,7 +3,7 @@
 from mixshow.models.base import Base, load_base, save_base
 from mixshow.models.prompts import PromptStates, encode_prompts, prompt_states
 from mixshow.models.schedule import make_scheduler
-from mixshow.models.topology import Topology, cross_attention_layers
+from mixshow.models.topology import Topology, cross_attention_layers, self_attention_layers
 from mixshow.models.vocabulary import ConceptVocabulary
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "make_scheduler",
     "prompt_states",
     "save_base",
+    "self_attention_layers",
 ]

@@ -187,6 +187,7 @@ def _with_concept(region: Region, name: str | None, concepts: Mapping[str, str] 
         region,
         prompt=region.prompt.replace(_CONCEPT, tokens),
         negative_prompt=region.negative_prompt.replace(_CONCEPT, tokens),
+        tokens=tuple(tokens.split()),
     )
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from mixshow.config.isolation import IsolateOptions
 from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base, ConceptVocabulary
 from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.openpose import (
     anyone_inside,
     fit_people,
@@ -62,8 +64,14 @@ def read_scene(
         scheduler=options.scheduler,
         scheduler_options=options.scheduler_options,
         precision=Precision(options.precision),
+        isolation=_isolation(options.isolate),
+        guard=options.guard,
     )
     return scene, options
+
+
+def _isolation(options: IsolateOptions | None) -> Isolation | None:
+    return None if options is None else Isolation(options.strength, (options.start, options.end))
 
 
 def check_scene(scene: Scene, base: Base, source: str) -> None:

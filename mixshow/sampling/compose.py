@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import T2IAdapter
 from PIL import Image
 from torch import Tensor
 
+from mixshow.core.attachment import Attachment
 from mixshow.models import Base
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
 from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
+from mixshow.sampling.isolation import IsolatedRegions
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.scene import Scene
 
@@ -64,7 +65,15 @@ def compose(
         condition = adapter_condition(adapter, [scene.pose.picture], weight=scene.pose.weight, span=scene.pose.span)
     guidance = scene.guidance if scene.guided_alike else _guidance_map(plan, scene.guidance, grid).to(base.device)
     pictures: list[Image.Image] = []
-    with regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext():
+    stages: list[Callable[[int, int], object]] = [plan.begin_step]
+    with Attachment() as attached:
+        if scene.regions:
+            guard = plan.guard(base) if scene.guard else None
+            attached.add(regional_attention(base.unet, plan, states.states, guard).detach)
+        if scene.regions and scene.isolation is not None:
+            isolated = IsolatedRegions(plan, scene.isolation)
+            stages.append(isolated.begin_step)
+            attached.add(isolated.attach(base.unet).detach)
         for start in range(0, len(seeds), batch_size):
             batch = seeds[start : start + batch_size]
             pictures += pictures_of_states(
@@ -80,7 +89,7 @@ def compose(
                 scheduler_options=scene.scheduler_options,
                 condition=condition,
                 noise=_start_noise(base, plan, batch, grid),
-                before_step=plan.begin_step,
+                before_step=lambda step, steps: [begin(step, steps) for begin in stages],
                 callback=callback,
                 precision=scene.precision,
             )

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regions import Edges, Region
 
@@ -42,6 +43,8 @@ class Scene:
         regions: parts of the picture with their own prompts.
         pose: layout guide, or None.
         edges: how boxes end inside coarse positions.
+        isolation: keeps regions apart in self-attention; None: they see each other.
+        guard: regions' concept tokens are attended to from their regions only.
     """
 
     prompt: str
@@ -58,6 +61,8 @@ class Scene:
     scheduler: str = DEFAULT_SCHEDULER
     scheduler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     precision: Precision = Precision.AUTO
+    isolation: Isolation | None = None
+    guard: bool = False
 
     def __post_init__(self) -> None:
         if self.size is None and (self.regions or self.pose):
