@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from mixshow.config.load import Section, option
+from mixshow.config.network import NetworkOptions
 
 _SHAPES = ("box", "polygon", "mask", "colour", "png")
 
@@ -37,6 +38,8 @@ class RegionOptions(Section):
     )
     priority: float = option("where regions overlap the higher one is seen", 0.0)
     weight: float = option("where regions of one priority overlap they share the place by their weights", 1.0)
+
+    network: NetworkOptions | None = option("a network file that acts in this region only; null: none", None)
 
     @property
     def shape(self) -> str | None:

@@ -53,6 +53,9 @@ class SceneOptions(Section):
     vae: str | None = option("another place to take the autoencoder from", None)
     concepts: list[Path] = option("concept files to attach to the model", factory=list)
     strengths: list[float] | None = option("one factor per concept on its network; null: 1", None)
+    concept_networks: Literal["everywhere", "regions"] = option(
+        "where the networks of 'concepts' act: everywhere, or only in the regions that name the concept", "everywhere"
+    )
     networks: list[NetworkOptions] = option("network files that change the model beside the concepts", factory=list)
     merge_networks: bool = option("put 'networks' into the model's weights instead of attaching them", False)
     size: tuple[int, int] | None = option(
@@ -188,6 +191,8 @@ class SceneOptions(Section):
             for name in alone
             if getattr(self, name) and not sources
         ]
+        if self.concept_networks == "regions" and not (self.concepts and sources):
+            found.append("concept_networks: expected 'concepts' and regions to direct them to, found none")
         starts = [start for start, _ in self.region_schedule]
         if any(not (0 <= start < 1 and 0 <= factor <= 1) for start, factor in self.region_schedule):
             found.append(

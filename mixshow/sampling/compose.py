@@ -13,6 +13,7 @@ from mixshow.core.attachment import Attachment
 from mixshow.models import Base
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
+from mixshow.sampling.directed import DirectedNetwork, Direction, network_marks
 from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
 from mixshow.sampling.isolation import IsolatedRegions
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
@@ -28,6 +29,7 @@ def compose(
     adapter: T2IAdapter | None = None,
     batch_size: int = 1,
     callback: Callback | None = None,
+    networks: Sequence[DirectedNetwork] = (),
 ) -> list[Image.Image]:
     """Make one picture of the scene per seed.
 
@@ -36,6 +38,7 @@ def compose(
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
             same batch.
         callback: see `denoise`.
+        networks: networks that act in some regions only, attached while the pictures are made.
 
     Returns:
         RGB pictures of the scene's size.
@@ -55,8 +58,10 @@ def compose(
         edges=scene.edges,
         base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
         schedule=scene.schedule,
+        marks=network_marks(networks, len(scene.regions)),
     )
-    states = plan.encode(base, guided=scene.guided)
+    direction = Direction(base, plan, networks)
+    states = plan.encode(base, guided=scene.guided, under=direction.encoding)
     whole = states[:, plan.base_text : plan.base_text + 1]
     condition = None
     if scene.pose is not None:
@@ -70,6 +75,7 @@ def compose(
         if scene.regions:
             guard = plan.guard(base) if scene.guard else None
             attached.add(regional_attention(base.unet, plan, states.states, guard).detach)
+            attached.add(direction.attach().detach)
         if scene.regions and scene.isolation is not None:
             isolated = IsolatedRegions(plan, scene.isolation)
             stages.append(isolated.begin_step)
