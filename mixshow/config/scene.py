@@ -176,13 +176,18 @@ class SceneOptions(Section):
                 found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
             elif shape is None and not self.cells:
                 found.append(
-                    f"regions[{i}]: expected one of box, polygon, mask and colour (in quotes), or a layout for all "
-                    "regions; found none"
+                    f"regions[{i}]: expected one of box, polygon, mask, colour (in quotes) and from: attention, or a "
+                    "layout for all regions; found none"
                 )
             elif shape == "colour" and self.masks is None:
                 found.append(f"regions[{i}].colour: expected a colour-coded picture in 'masks', found none")
             if region.feather and self.edges == "hard":
                 found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
+        after = sorted({region.after for region in self.regions if region.from_})
+        if len(after) > 1:
+            found.append(f"regions: expected one number of steps in the 'after' of all regions, found {after}")
+        if after and after[-1] >= self.steps:
+            found.append(f"regions: expected an 'after' below the {self.steps} steps of the scene, found {after[-1]}")
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
         alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule", "isolate", "guard")

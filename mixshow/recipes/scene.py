@@ -12,8 +12,11 @@ from mixshow.config.isolation import IsolateOptions
 from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base, ConceptVocabulary
+from mixshow.models.vocabulary import concept_words
 from mixshow.recipes.regions import read_regions, with_common_negative
+from mixshow.sampling.found import Sought
 from mixshow.sampling.generate import side_problem
+from mixshow.sampling.guard import region_tokens
 from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.openpose import (
     anyone_inside,
@@ -99,7 +102,26 @@ def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabu
     unknown = dict.fromkeys(word for prompt in scene.prompts for word in vocabulary.unknown_in(prompt))
     listed = ", ".join(known) if known else "none; fuse concepts into the model, or name concept files in 'concepts'"
     problems += [f"{word} is no concept token of model '{model}'; known: {listed}" for word in unknown]
+    problems += _unfindable(scene, vocabulary)
     return [problem for problem in problems if problem]
+
+
+def _unfindable(scene: Scene, vocabulary: ConceptVocabulary) -> list[str]:
+    """Regions that are to be found from attention to tokens which the picture does not read."""
+    read = concept_words(scene.prompt if scene.background_prompt is None else scene.background_prompt)
+    found = []
+    for number, region in enumerate(scene.regions):
+        if isinstance(region.area, Sought):
+            tokens = region_tokens(region, vocabulary)
+            missing = [token for token in tokens if token not in read]
+            if not tokens:
+                found.append(f"regions[{number}].from: expected a concept in its prompt, to find it by; found none")
+            elif missing:
+                found.append(
+                    f"regions[{number}].from: expected {' '.join(missing)} in the scene's prompt (or its "
+                    "background_prompt), which the first steps follow; found none"
+                )
+    return found
 
 
 def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | None, SceneOptions]:

@@ -14,6 +14,7 @@ from mixshow.models import Base
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
 from mixshow.sampling.directed import DirectedNetwork, Direction, network_marks
+from mixshow.sampling.found import AttentionSearch, Sought
 from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
 from mixshow.sampling.isolation import IsolatedRegions
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
@@ -36,7 +37,7 @@ def compose(
     Args:
         adapter: reads the scene's pose; needed when it has one.
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
-            same batch.
+            same batch. 1 where regions are found from attention.
         callback: see `denoise`.
         networks: networks that act in some regions only, attached while the pictures are made.
 
@@ -71,10 +72,14 @@ def compose(
     guidance = scene.guidance if scene.guided_alike else _guidance_map(plan, scene.guidance, grid).to(base.device)
     pictures: list[Image.Image] = []
     stages: list[Callable[[int, int], object]] = [plan.begin_step]
+    search = None
+    if any(isinstance(region.area, Sought) for region in scene.regions):
+        search, batch_size = AttentionSearch(base, plan), 1  # every picture has areas of its own
+        stages.append(search.begin_step)
     with Attachment() as attached:
         if scene.regions:
             guard = plan.guard(base) if scene.guard else None
-            attached.add(regional_attention(base.unet, plan, states.states, guard).detach)
+            attached.add(regional_attention(base.unet, plan, states.states, guard, search).detach)
             attached.add(direction.attach().detach)
         if scene.regions and scene.isolation is not None:
             isolated = IsolatedRegions(plan, scene.isolation)

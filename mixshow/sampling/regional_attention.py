@@ -12,10 +12,11 @@ therefore cost little more than one prompt. The idea is Mix-of-Show's (arXiv 230
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -26,7 +27,7 @@ from torch.nn import functional
 from mixshow.core.attachment import Attachment
 from mixshow.models import Base, PromptStates, cross_attention_layers, prompt_states
 from mixshow.sampling.guard import TokenGuard
-from mixshow.sampling.regions import Edges, Region, averaged_shares, region_shares
+from mixshow.sampling.regions import Area, Edges, Region, averaged_shares, region_shares
 from mixshow.sampling.routing import Routing
 
 Made = TypeVar("Made")
@@ -149,6 +150,15 @@ class RegionPlan:
         rows = round(math.sqrt(positions * height / width))
         return rows, positions // rows
 
+    def place(self, areas: Mapping[int, Area]) -> None:
+        """Give regions, by their numbers, other areas."""
+        self.regions = tuple(
+            dataclasses.replace(region, area=areas.get(number, region.area))
+            for number, region in enumerate(self.regions)
+        )
+        self._maps.clear()
+        self._made.clear()
+
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` gives, kept for as long as the regions stay where they are; the key must name all it reads."""
         if key not in self._made:
@@ -156,15 +166,26 @@ class RegionPlan:
         return self._made[key]  # type: ignore[return-value]
 
 
+class Watcher(Protocol):
+    """Whatever looks at queries and keys while it is `watching`; see `AttentionSearch`."""
+
+    @property
+    def watching(self) -> bool: ...
+
+    def watch(self, attn: Attention, query: Tensor, key: Tensor) -> None: ...
+
+
 class _RegionalProcessor:
     """Attention processor of one cross-attention layer. It has the texts; the states the UNet passes are not read."""
 
-    def __init__(self, plan: RegionPlan, states: Tensor, guard: TokenGuard | None) -> None:
+    def __init__(
+        self, plan: RegionPlan, states: Tensor, guard: TokenGuard | None = None, watcher: Watcher | None = None
+    ) -> None:
         """
         Args:
             states: this layer's text states, `[halves, texts, tokens, width]`.
         """
-        self.plan, self.states, self.guard = plan, states, guard
+        self.plan, self.states, self.guard, self.watcher = plan, states, guard, watcher
         self._keys_and_values: tuple[Tensor, Tensor] | None = None
 
     def __call__(
@@ -178,6 +199,8 @@ class _RegionalProcessor:
         query = attn.to_q(hidden_states)
         if self._keys_and_values is None:  # texts do not change between steps
             self._keys_and_values = self._project(attn)
+        if self.watcher is not None and self.watcher.watching:
+            self.watcher.watch(attn, query, self._keys_and_values[0])
         attended = self._attend(attn, query)
         return finished(attn, attended, hidden_states)
 
@@ -248,7 +271,11 @@ def finished(attn: Attention, attended: Tensor, hidden_states: Tensor) -> Tensor
 
 
 def regional_attention(
-    unet: UNet2DConditionModel, plan: RegionPlan, states: Tensor, guard: TokenGuard | None = None
+    unet: UNet2DConditionModel,
+    plan: RegionPlan,
+    states: Tensor,
+    guard: TokenGuard | None = None,
+    watcher: Watcher | None = None,
 ) -> Attachment:
     """Let the cross-attention layers follow a plan; detaching gives the UNet its own processors back.
 
@@ -256,11 +283,12 @@ def regional_attention(
         states: the plan's encoded texts, `[halves, texts, layers, tokens, width]`. Batches of the UNet must then be
             of as many halves, negative first. What else a UNet reads of prompts (XL) stays the batch's own.
         guard: keeps regions' concept tokens to their regions.
+        watcher: shown queries and keys; batches must then be of one picture.
     """
     attachment = Attachment()
     for layer, path in enumerate(cross_attention_layers(unet)):
         module = unet.get_submodule(path)
         own = module.processor
         attachment.add(lambda module=module, own=own: module.set_processor(own))  # type: ignore[misc]
-        module.set_processor(_RegionalProcessor(plan, states[:, :, layer].to(unet.dtype), guard))
+        module.set_processor(_RegionalProcessor(plan, states[:, :, layer].to(unet.dtype), guard, watcher))
     return attachment

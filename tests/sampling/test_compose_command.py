@@ -476,7 +476,7 @@ def test_every_options_file_runs(
     tiny: Base, tiny_folder: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(OPTIONS.glob("*.yml"))
-    assert len(files) == 3
+    assert len(files) == 4
     (tmp_path / "options").symlink_to(OPTIONS.parent)
     (tmp_path / "data" / "poses").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -42,7 +42,7 @@ def network(base: Base, kind: str = "locon", *, seed: int = 0, text: bool = True
     made = create_network(base.models, targets=targets, dim=2, **ALGORITHMS[kind])
     generator = torch.Generator().manual_seed(seed)
     for parameter in made.parameters():
-        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
     return made.requires_grad_(False).eval()
 
 
@@ -54,7 +54,7 @@ def latents_of(base: Base, scene: Scene, networks: Sequence[DirectedNetwork] = (
 
 
 def scene_of(*regions: Region, prompt: str = "a dog", edges: Edges = Edges.HARD) -> Scene:
-    return Scene(prompt, SIZE, "red", regions, edges=edges, steps=2, precision=Precision.FP32)
+    return Scene(prompt, SIZE, "red", regions, edges=edges, guidance=2.0, steps=2, precision=Precision.FP32)
 
 
 def directed(network: Network, *regions: int) -> DirectedNetwork:
