@@ -30,7 +30,10 @@ def scene(tiny: Base, tiny_folder: Path, tmp_path: Path) -> dict:
         "size": [128, 64],
         "prompt": "<pip1> <pip2> , <luma1> <luma2> at the beach",
         "concepts": [str(tmp_path / "pip.safetensors"), str(tmp_path / "luma.safetensors")],
-        "regions": [{"box": [0, 0, 0.5, 1], "prompt": PIP}, {"box": [0.5, 0, 1, 1], "prompt": LUMA}],
+        "regions": [
+            {"box": [0, 0, 0.5, 1], "prompt": PIP, "base_ratio": 0.3},
+            {"box": [0.5, 0, 1, 1], "prompt": LUMA, "base_ratio": 0.3},
+        ],
         "steps": 3,
         "output": str(tmp_path / "scene.png"),
     }
@@ -89,7 +92,8 @@ def test_a_region_s_network(tiny: Base, compose: Callable[..., int], scene: dict
     scene["regions"][0]["network"] = {"file": str(file)}
     assert compose(scene) == 0
     assert not np.array_equal(pixels(plain), pixels(tmp_path / "scene.png"))
-    assert compose(scene, "regions[0].network.strength=0") == 0
+    scene["regions"][0]["network"]["strength"] = 0
+    assert compose(scene) == 0
     assert np.array_equal(pixels(plain), pixels(tmp_path / "scene.png"))
 
 
@@ -121,8 +125,12 @@ def test_a_concept_directed_to_a_region_over_everything_is_attached(
             ["one shape, found box and from", "threshold: expected a number between 0 and 1", "after: expected 1 step"],
         ),
         (
-            {"regions": [{"from": "attention", "prompt": PIP, "guidance": 3, "after": 9}]},
-            ["from: expected no seed_offset and no guidance", "an 'after' below the 3 steps of the scene, found 9"],
+            {"regions": [{"from": "attention", "prompt": PIP, "guidance": 3}]},
+            ["from: expected no seed_offset and no guidance"],
+        ),
+        (
+            {"regions": [{"from": "attention", "prompt": PIP, "after": 9}]},
+            ["an 'after' below the 3 steps of the scene, found 9"],
         ),
         (
             {"regions": [{"from": "attention", "prompt": PIP, "after": 1}], "background_prompt": "a dog"},

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from mixshow.edlora.attention_maps import AttentionRecorder, concept_positions
-from mixshow.edlora.concept import attach_concepts
+from mixshow.edlora.concept import attach_concepts, concept_network
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base, encode_prompts
 from mixshow.sampling.areas import Mask
 from mixshow.sampling.compose import compose
+from mixshow.sampling.directed import DirectedNetwork
 from mixshow.sampling.found import AttentionSearch, Sought, areas_of_maps, largest_piece
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.regions import Edges, PixelBox, Region
@@ -143,3 +145,20 @@ def test_the_largest_piece() -> None:
     assert torch.equal(largest_piece(inside), expected)
     assert not largest_piece(torch.zeros(3, 3, dtype=torch.bool)).any()
     assert largest_piece(torch.eye(9, dtype=torch.bool)).sum() == 9
+
+
+def test_everything_together_on_every_kind_of_base(each_base: Base) -> None:
+    """Isolation, guard, a network of a region and a region that is found, in one scene; and nothing stays."""
+    known, attachment = attach_concepts(each_base, [tiny_concept(each_base, "pip")])
+    processors = dict(each_base.unet.attn_processors)
+    with attachment:
+        regions = (sought(PIP, after=1), Region(PixelBox(64, 0, 128, 64), "a boy", base_ratio=0.2))
+        options = {"regions": regions, "steps": 3, "isolation": Isolation(), "guard": True, "precision": Precision.FP32}
+        scene = Scene("<pip1> <pip2> , a dog", SIZE, edges=Edges.SOFT, **options)
+        network = concept_network(known, tiny_concept(each_base, "luma", seed=1, strength=0.5))
+        networks = [DirectedNetwork(network, frozenset({1}))]
+        first, second = (compose(known, scene, seeds=[0], networks=networks)[0].tobytes() for _ in range(2))
+        assert first == second != compose(known, scene, seeds=[0])[0].tobytes()
+    assert all(each_base.unet.attn_processors[name] is processor for name, processor in processors.items())
+    for model in each_base.models.values():
+        assert not any("forward" in module.__dict__ for module in model.modules())
