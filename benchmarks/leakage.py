@@ -8,8 +8,8 @@ guard has something to do; "ratio": regions give part of their attention to that
 
 Right: regions in which the judge sees their character. Wrong: regions in which it sees another one. Gained, lost:
 regions right with a setting and not with "off", and the other way round. Seams: the mean absolute difference of pixels
-on the two sides of a border between regions, as far apart as one latent position, over the same difference anywhere
-along the same axis; a border that does not show has about 1.
+on the two sides of a border between regions, as far apart as one latent position, over the same difference beside the
+border, two positions away; a border that does not show has about 1.
 
 Stopped, it goes on where it was; what is done is not done again, and `--report` prints what there is.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 _SEED = 80_001  # of the scenes: neither the demo's nor those its settings were chosen on
 _Z = 1.96
+_NOTHING = 1e-9
 
 
 def main() -> None:
@@ -152,25 +154,27 @@ def judged(judge: Judge, staged: StagedScene, pictures: Sequence[Image.Image], a
 
 
 def seam(pixels: np.ndarray, boxes: Sequence[Sequence[int]], apart: int) -> float:
-    """How much more pixels differ across the borders of boxes than anywhere along the same axis.
+    """How much more pixels differ across the borders of boxes than beside them.
 
     Args:
         pixels: `[height, width, 3]`.
         boxes: `(left, top, right, bottom)` in pixels; borders at the picture's own are none.
-        apart: distance of the pixels that are compared.
+        apart: distance of the pixels that are compared; beside a border is twice as far away.
     """
     across: list[float] = []
-    anywhere: list[float] = []
-    for axis in (0, 1):  # along rows of the transposed picture, then of the picture: borders above, borders beside
-        image = pixels if axis else pixels.transpose(1, 0, 2)
+    beside: list[float] = []
+    for upright in (True, False):
+        image = pixels if upright else pixels.transpose(1, 0, 2)
         steps = np.abs(image[:, apart:] - image[:, :-apart]).mean(-1)  # steps[:, i]: between i and i + apart
         for box in boxes:
-            start, end = (box[1], box[3]) if axis else (box[0], box[2])
-            for border in (box[0], box[2]) if axis else (box[1], box[3]):
-                if apart <= border <= image.shape[1] - apart:
-                    across.append(float(steps[start:end, border - (apart + 1) // 2].mean()))
-                    anywhere.append(float(steps.mean()))
-    return sum(across) / max(sum(anywhere), 1e-9) if across else float("nan")
+            left, top, right, bottom = box if upright else (box[1], box[0], box[3], box[2])
+            for border in (left, right):
+                own = border - apart // 2
+                near = [place for place in (own - 2 * apart, own + 2 * apart) if 0 <= place < steps.shape[1]]
+                if 0 <= own < steps.shape[1] and near:
+                    across.append(float(steps[top:bottom, own].mean()))
+                    beside.append(float(steps[top:bottom, near].mean()))
+    return sum(across) / max(sum(beside), _NOTHING) if across else math.nan
 
 
 def report(scenes: Sequence[StagedScene], settings: Sequence[str], output: Path) -> str:
