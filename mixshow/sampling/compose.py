@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import T2IAdapter
 from PIL import Image
 from torch import Tensor
 
-from mixshow.core.attachment import Attachment
 from mixshow.models import Base
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
-from mixshow.sampling.directed import DirectedNetwork, Direction, network_marks
-from mixshow.sampling.found import AttentionSearch, Sought
+from mixshow.sampling.directed import DirectedNetwork, network_marks
 from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
-from mixshow.sampling.isolation import IsolatedRegions
-from mixshow.sampling.regional_attention import RegionPlan, regional_attention
+from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.scene import Scene
+from mixshow.sampling.staging import Staging
 
 
 @torch.no_grad()
@@ -61,8 +59,9 @@ def compose(
         schedule=scene.schedule,
         marks=network_marks(networks, len(scene.regions)),
     )
-    direction = Direction(base, plan, networks)
-    states = plan.encode(base, guided=scene.guided, under=direction.encoding)
+    staging = Staging(base, scene, plan, networks)
+    batch_size = 1 if staging.one_by_one else batch_size
+    states = plan.encode(base, guided=scene.guided, under=staging.encoding)
     whole = states[:, plan.base_text : plan.base_text + 1]
     condition = None
     if scene.pose is not None:
@@ -71,20 +70,7 @@ def compose(
         condition = adapter_condition(adapter, [scene.pose.picture], weight=scene.pose.weight, span=scene.pose.span)
     guidance = scene.guidance if scene.guided_alike else _guidance_map(plan, scene.guidance, grid).to(base.device)
     pictures: list[Image.Image] = []
-    stages: list[Callable[[int, int], object]] = [plan.begin_step]
-    search = None
-    if any(isinstance(region.area, Sought) for region in scene.regions):
-        search, batch_size = AttentionSearch(base, plan), 1  # every picture has areas of its own
-        stages.append(search.begin_step)
-    with Attachment() as attached:
-        if scene.regions:
-            guard = plan.guard(base) if scene.guard else None
-            attached.add(regional_attention(base.unet, plan, states.states, guard, search).detach)
-            attached.add(direction.attach().detach)
-        if scene.regions and scene.isolation is not None:
-            isolated = IsolatedRegions(plan, scene.isolation)
-            stages.append(isolated.begin_step)
-            attached.add(isolated.attach(base.unet).detach)
+    with staging.attach(states.states):
         for start in range(0, len(seeds), batch_size):
             batch = seeds[start : start + batch_size]
             pictures += pictures_of_states(
@@ -100,7 +86,7 @@ def compose(
                 scheduler_options=scene.scheduler_options,
                 condition=condition,
                 noise=_start_noise(base, plan, batch, grid),
-                before_step=lambda step, steps: [begin(step, steps) for begin in stages],
+                before_step=staging.begin_step,
                 callback=callback,
                 precision=scene.precision,
             )

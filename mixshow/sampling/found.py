@@ -1,26 +1,30 @@
 """Regions found from attention: where a picture attends to their concepts' tokens while its first steps run.
 
 Until then the picture follows the scene's own prompt, which must name the concepts. The probabilities with which
-positions attend to a region's tokens, averaged over steps, heads and layers of all resolutions (as in DAAM, arXiv
-2210.04885), are its map; what the map has most of is its area for the remaining steps.
+positions attend to a region's tokens, averaged over steps, heads and layers of several resolutions (as in DAAM, arXiv
+2210.04885), are its map. From the maps come the areas for the remaining steps, see `areas_of_maps`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional
 
+from mixshow.core.errors import MixshowError
 from mixshow.core.progress import log
 from mixshow.models import Base
 from mixshow.sampling.areas import Feathered, Mask
+from mixshow.sampling.attention_areas import areas_of_maps
 from mixshow.sampling.guard import region_tokens, token_columns
 from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.regions import Area, Edges
+
+_COARSEST = 16  # layers of fewer positions than one of so many of the finest say little about places
+_NOTHING = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +61,26 @@ class AttentionSearch:
         """
         Args:
             plan: its background's prompt names the tokens of the regions that are sought.
+
+        Raises:
+            MixshowError: they stand behind what the model reads of the prompt.
         """
         self.plan = plan
         self.sought: dict[int, Sought] = {
             number: region.area for number, region in enumerate(plan.regions) if isinstance(region.area, Sought)
         }
-        text = [plan.texts[0][0]]
+        ids = plan.ids(base)[0]
         self.tokens = {number: region_tokens(plan.regions[number], base.vocabulary) for number in self.sought}
         columns = [
-            torch.cat([token_columns(base, text, token) for token in self.tokens[number]]).any(0).float()
+            torch.stack([token_columns(base.vocabulary, ids, token) for token in self.tokens[number]]).any(0).float()
             for number in self.sought
         ]
+        for number, column in zip(self.sought, columns):
+            if not column.any():
+                raise MixshowError(
+                    f"regions[{number}].from: expected {' '.join(self.tokens[number])} within the {len(ids)} tokens "
+                    "that the model reads of the scene's prompt; put them nearer to the front"
+                )
         self._mean = torch.stack([column / column.sum() for column in columns]).to(base.device)  # [sought, tokens]
         self.sums: dict[int, Tensor] = {}
 
@@ -100,18 +113,26 @@ class AttentionSearch:
             key: `[halves, texts, heads, tokens, head width]`.
         """
         queries = query[-1].unflatten(-1, (attn.heads, -1)).transpose(0, 1)
-        queries = (queries if attn.norm_q is None else attn.norm_q(queries)).float()
-        logits = queries @ key[-1, 0].float().mT / queries.shape[-1] ** 0.5
-        found = self._mean @ logits.softmax(-1).mean(0).mT
+        queries = queries if attn.norm_q is None else attn.norm_q(queries)
+        with torch.autocast(query.device.type, enabled=False):
+            logits = queries.float() @ key[-1, 0].float().mT / queries.shape[-1] ** 0.5
+            found = self._mean @ logits.softmax(-1).mean(0).mT
         positions = query.shape[1]
         self.sums[positions] = self.sums[positions] + found if positions in self.sums else found
 
     def _fix(self) -> None:
-        rows, columns = self.plan.grid(max(self.sums))
+        finest = max(self.sums)
+        rows, columns = self.plan.grid(finest)
         maps = torch.zeros(len(self.sought), rows, columns)
         for positions, found in self.sums.items():
-            coarse = found.cpu().unflatten(1, self.plan.grid(positions))[None]
-            maps += functional.interpolate(coarse, (rows, columns), mode="bilinear", align_corners=False)[0]
+            if positions * _COARSEST >= finest:
+                coarse = (
+                    (found / found.sum(1, keepdim=True).clamp(min=_NOTHING))
+                    .cpu()
+                    .unflatten(1, self.plan.grid(positions))[None]
+                )
+                finer = functional.interpolate(coarse, (rows, columns), mode="bilinear", align_corners=False)[0]
+                maps += finer * positions / finest
         inside = areas_of_maps(maps, [area.threshold for area in self.sought.values()])
         placed: dict[int, Area] = {}
         for (number, sought), area in zip(self.sought.items(), inside):
@@ -135,38 +156,3 @@ class AttentionSearch:
         factors = [side / cells for side, cells in zip(self.plan.size, reversed(area.shape))]
         box = [round(edge * factors[axis % 2]) for axis, edge in enumerate((left, top, right, bottom))]
         log.info("regions[%d]: %s has %.0f %% of the picture, in %s", number, tokens, 100 * area.double().mean(), box)
-
-
-def areas_of_maps(maps: Tensor, thresholds: Sequence[float]) -> list[Tensor]:
-    """Areas that do not overlap, each in one piece.
-
-    Maps are smoothed over 3 x 3 positions and scaled to 0..1. A position belongs to the map that is largest there, if
-    it reaches that one's threshold; of what belongs to a map the largest connected piece is kept.
-
-    Args:
-        maps: `[areas, rows, columns]`.
-
-    Returns:
-        `[rows, columns]` of bool for each.
-    """
-    smooth = functional.avg_pool2d(maps[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    lowest, highest = smooth.flatten(1).amin(1), smooth.flatten(1).amax(1)
-    scaled = (smooth - lowest[:, None, None]) / (highest - lowest).clamp(min=torch.finfo(maps.dtype).tiny)[
-        :, None, None
-    ]
-    owner = scaled.argmax(0)
-    return [largest_piece((owner == i) & (scaled[i] >= threshold)) for i, threshold in enumerate(thresholds)]
-
-
-def largest_piece(inside: Tensor) -> Tensor:
-    """The largest piece of `[rows, columns]` of bool that hangs together, corners included."""
-    label = torch.arange(1, inside.numel() + 1, dtype=torch.float64).view(inside.shape) * inside
-    while True:
-        spread = functional.max_pool2d(label[None], 3, stride=1, padding=1)[0] * inside
-        if torch.equal(spread, label):
-            break
-        label = spread
-    if not inside.any():
-        return inside
-    labels, sizes = label[inside].unique(return_counts=True)
-    return label == labels[sizes.argmax()]

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixshow.models import Base, ConceptVocabulary
-from mixshow.models.prompts import prompt_ids
+from mixshow.models import ConceptVocabulary
 from mixshow.models.vocabulary import concept_words
 from mixshow.sampling.regions import Region
 
@@ -33,22 +32,22 @@ class TokenGuard:
 
     @classmethod
     def of(
-        cls, base: Base, texts: Sequence[str], regions: Sequence[Region], own_text: Sequence[int | None]
+        cls, vocabulary: ConceptVocabulary, ids: Tensor, regions: Sequence[Region], own_text: Sequence[int | None]
     ) -> TokenGuard:
         """The guard of a scene.
 
         Args:
-            texts: what is attended to.
+            ids: of the tokens of the texts that are attended to, as the first layer reads them, `[texts, tokens]`.
             own_text: for each region the text that only its own positions attend to, None: there is no such text.
         """
-        columns = {token: token_columns(base, texts, token) for token in base.vocabulary.tokens}
-        owners = torch.zeros(len(texts), base.topology.max_tokens, len(regions), dtype=torch.bool)
+        owners = torch.zeros(*ids.shape, len(regions), dtype=torch.bool)
         free = torch.zeros(owners.shape[:2], dtype=torch.bool)
         for number, (region, own) in enumerate(zip(regions, own_text)):
-            for token in region_tokens(region, base.vocabulary):
-                owners[:, :, number] |= columns[token]
+            for token in region_tokens(region, vocabulary):
+                columns = token_columns(vocabulary, ids, token)
+                owners[:, :, number] |= columns
                 if own is not None:
-                    free[own] |= columns[token][own]
+                    free[own] |= columns[own]
         return cls(owners & ~free[:, :, None])
 
     def weights(self, shares: Tensor) -> Tensor:
@@ -80,7 +79,6 @@ def region_tokens(region: Region, vocabulary: ConceptVocabulary) -> tuple[str, .
     return tuple(dict.fromkeys(token for token in named if token in vocabulary.entries))
 
 
-def token_columns(base: Base, texts: Sequence[str], token: str) -> Tensor:
-    """Where a concept token stands in texts, `[texts, tokens]`, on the CPU. It does so for every layer alike."""
-    ids = prompt_ids(base, [base.vocabulary.bind(text, 0) for text in texts])
-    return (ids == base.vocabulary.ids[token][0]).cpu()
+def token_columns(vocabulary: ConceptVocabulary, ids: Tensor, token: str) -> Tensor:
+    """Where a concept token stands, for every layer alike: true or false for every id, on the CPU."""
+    return (ids == vocabulary.ids[token][0]).cpu()

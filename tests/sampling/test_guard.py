@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, cross_attention_layers, encode_prompts
+from mixshow.models.prompts import prompt_ids
 from mixshow.sampling.areas import Feathered
 from mixshow.sampling.compose import compose
 from mixshow.sampling.guard import region_tokens, token_columns
@@ -33,6 +34,11 @@ def base(tiny: Base) -> Iterator[Base]:
     known, attachment = attach_concepts(tiny, concepts)
     with attachment:
         yield known
+
+
+def columns_of(base: Base, prompt: str, token: str) -> Tensor:
+    """Where a token stands in a prompt, `[tokens]`."""
+    return token_columns(base.vocabulary, prompt_ids(base, [base.vocabulary.bind(prompt, 0)])[0], token)
 
 
 def attended(base: Base, plan: RegionPlan, *, guarded: bool, pictures: int = 2, layer: int = 0) -> Tensor:
@@ -65,7 +71,7 @@ def reference(base: Base, plan: RegionPlan, *, pictures: int = 2) -> Tensor:
                 probabilities = (query[chosen] @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
                 if half == 1 and prompt not in (PIP, LUMA):
                     for region, token in ((0, "<pip1>"), (0, "<pip2>"), (1, "<luma1>"), (1, "<luma2>")):
-                        for column in token_columns(base, [prompt], token)[0].nonzero()[:, 0].tolist():
+                        for column in columns_of(base, prompt, token).nonzero()[:, 0].tolist():
                             probabilities[..., column] *= shares[region][None, None]
                 probabilities = probabilities / probabilities.sum(-1, keepdim=True)
                 total[chosen] += weights[number, :, None] * (probabilities @ value).transpose(1, 2).flatten(2)
@@ -89,7 +95,7 @@ def test_outside_its_region_a_token_s_own_state_changes_nothing(base: Base) -> N
     plan = RegionPlan([LEFT, RIGHT], BOTH, "", size=SIZE)
     module = base.unet.get_submodule(cross_attention_layers(base.unet)[0])
     hidden = torch.randn(1, LATENTS[0] * LATENTS[1], 16, generator=torch.Generator().manual_seed(1))
-    column = token_columns(base, [BOTH], "<pip2>")[0]
+    column = columns_of(base, BOTH, "<pip2>")
     outputs = {guarded: [] for guarded in (False, True)}
     with torch.no_grad():
         states = plan.encode(base, guided=False).states
@@ -127,7 +133,7 @@ def test_a_prompt_that_is_also_a_region_s_own(base: Base) -> None:
     """Outside of the region its tokens are guarded all the same, inside they count in full."""
     plan = RegionPlan([Region(PixelBox(0, 0, 64, 64), PIP, "")], PIP, "", size=SIZE)
     weights = plan.guard(base).weights(plan.shares(*LATENTS)[1:].flatten(1))
-    column = token_columns(base, [PIP], "<pip1>")[0]
+    column = columns_of(base, PIP, "<pip1>")
     assert len(plan.texts) == 1
     assert weights[0].view(*LATENTS, -1)[:, :, column][:, :8].eq(1).all()
     assert weights[0].view(*LATENTS, -1)[:, :, column][:, 8:].eq(0).all()
