@@ -8,31 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
+from mixshow.config.fuse import SOLVING, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.progress import log
-from mixshow.edlora.concept import Concept
-from mixshow.edlora.embedding import ConceptEmbedding
-from mixshow.formats import read_concept
-from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
-from mixshow.fusion.lessons import DistillPlan
-from mixshow.fusion.members import Member, renamed
-from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.members import Member
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, PUBLISHED_PICTURES, TEXT
 from mixshow.fusion.report import report
-from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
+from mixshow.fusion.solvers import CG, LBFGS, Constrained, Exact, Sampled, Solver
 from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
-from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.fuse_members import collisions, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
+from mixshow.recipes.fuse_refine import refined
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -54,7 +49,8 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     base, members = _prepare(options, str(path))
     loaded = time.monotonic()
     solved = _solved(base, members, options)
-    fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
+    final = refined(base, members, solved, options, _collection(options), *_problem(options))
+    fusion, factors = formatted(base, members, final, options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
@@ -75,23 +71,12 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
             problems.extend(f"{what}: {line}" for line in str(error).splitlines())
             return None
 
-    entries = options.concepts
-    if isinstance(entries, Path):
-        listed = entries
-        entries = [
-            ConceptOptions(_beside(listed, file), unet=unet, text_encoder=text_encoder, tokens=name or None)
-            for file, unet, text_encoder, name in attempt("concepts", lambda: read_concept_list(listed)) or []
-        ]
-    members: dict[int, Member] = {}
-    for i, entry in enumerate(entries):
-        concept = attempt(f"concepts[{i}]", lambda entry=entry: _concept(entry))  # type: ignore[misc]
-        if concept is not None:
-            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet, entry.alpha)
-    problems += _collisions(members)
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
+    members = read_members(options, base, attempt)
+    problems += collisions(members)
     if base is not None:
         for i, member in members.items():
-            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member, options))  # type: ignore[misc]
+            attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
         size = options.statistics
         attempt("statistics", lambda: latent_size(base, size.width, size.height))
     problems += output_problems(base, options)
@@ -100,56 +85,14 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     return base, list(members.values())
 
 
-def _beside(listed: Path, file: Path) -> Path:
-    """Paths of published lists are relative to the working folder; moved lists have their files beside them."""
-    moved = listed.parent / file
-    return moved if not file.exists() and moved.exists() else file
-
-
-def _concept(entry: ConceptOptions) -> Concept:
-    concept = read_concept(entry.file)
-    return concept if entry.tokens is None else renamed(concept, concept_words(entry.tokens))
-
-
-def _collisions(members: dict[int, Member]) -> list[str]:
-    first: dict[str, int] = {}
-    problems = []
-    for i, member in members.items():
-        for token in member.concept.embeddings:
-            if token in first:
-                problems.append(
-                    f"concepts[{i}]: token {token} is also used by concepts[{first[token]}]; give one of them "
-                    f"other tokens, for example tokens: '{_other_names(member.concept, i)}'"
-                )
-            first.setdefault(token, i)
-    return problems
-
-
-def _other_names(concept: Concept, number: int) -> str:
-    return " ".join(f"{token[:-1]}-{number}>" for token in concept.embeddings)
-
-
-def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
-    """Raises MixshowError when the concept does not fit the base, or the output cannot hold what it changes."""
-    ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
-    changes = member.changes(base)
-    if changes and not any(bool(change.any()) for change in changes.values()):
-        name = member.concept.source or member.concept.text
-        log.info("%s: its network changes nothing, so that only its tokens are fused; was it trained?", name)
-    check_format(base, member, options)
-
-
 def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
-    objective, solvers = _objective(options), _solvers(options)
-    if options.method == "subspace":
-        objective, solvers = dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
-    elif options.method != "solve":
+    if options.method not in SOLVING:
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
     return fuse_members(
-        base, members, _collection(options), objective, solvers,
+        base, members, _collection(options), *_problem(options),
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
     )  # fmt: skip
 
@@ -166,7 +109,19 @@ def _collection(options: FuseOptions) -> Collection:
         height=given.height,
         seed=given.seed,
         batch_size=given.batch_size,
+        rows=0 if options.solver.objective == "squares" else given.rows,
     )
+
+
+def _problem(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
+    """What is minimised in every layer, and by what."""
+    objective, solvers = _objective(options), _solvers(options)
+    if options.method == "subspace":
+        return dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
+    if options.method == "constrained":
+        prompts = options.merge.prompts or PUBLISHED_PICTURES
+        return dataclasses.replace(objective, constraint_prompts=prompts), {**solvers, Stage.KEY_VALUE: Constrained()}
+    return objective, solvers
 
 
 def _objective(options: FuseOptions) -> Objective:
@@ -186,30 +141,15 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
         return dict.fromkeys(Stage, Exact())
 
     def iterative(iterations: int) -> Solver:
-        return CG(iterations) if given.name == "cg" else LBFGS(iterations, precondition=given.precondition)
+        if given.name == "cg":
+            return CG(iterations)
+        lbfgs = LBFGS(iterations, precondition=given.precondition)
+        if given.objective == "squares":
+            return lbfgs
+        return Sampled(given.objective, given.huber_delta, lbfgs, iterations)
 
     solvers = dict.fromkeys(Stage, iterative(given.iterations))
     return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
-
-
-def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:
-    given, size = options.refine, options.statistics
-    if given.method == "none":
-        return fusion
-    plan = DistillPlan(
-        steps=given.steps,
-        rate=given.rate,
-        batch_size=given.batch_size,
-        rounds=given.rounds,
-        prompts=given.prompts or TEXT,
-        captions=options.anchor.captions or CAPTIONS,
-        width=size.width,
-        height=size.height,
-        seed=given.seed,
-    )
-    start = time.monotonic()
-    refined = distill(base, members, fusion, plan, show_progress=True)
-    return dataclasses.replace(refined, seconds={**fusion.seconds, "distilling": time.monotonic() - start})
 
 
 def _held_out(

@@ -17,7 +17,7 @@ def missing_networks(options: SceneOptions) -> list[str]:
     named = {f"networks[{i}]": entry for i, entry in enumerate(options.networks)}
     named |= {f"regions[{i}].network": region.network for i, region in enumerate(options.regions) if region.network}
     return [
-        f"{name}.file: no such network file: {entry.file}" for name, entry in named.items() if not entry.file.is_file()
+        f"{name}.file: no such network file: {entry.file}" for name, entry in named.items() if not entry.file.exists()
     ]
 
 

@@ -57,10 +57,11 @@ class AttentionSearch:
         sums: of the maps over steps and layers, for each number of positions `[sought regions, positions]`.
     """
 
-    def __init__(self, base: Base, plan: RegionPlan) -> None:
+    def __init__(self, base: Base, plan: RegionPlan, ids: Tensor | None = None) -> None:
         """
         Args:
             plan: its background's prompt names the tokens of the regions that are sought.
+            ids: see `RegionPlan.ids`; None: of prompts as they are written.
 
         Raises:
             MixshowError: they stand behind what the model reads of the prompt.
@@ -69,16 +70,16 @@ class AttentionSearch:
         self.sought: dict[int, Sought] = {
             number: region.area for number, region in enumerate(plan.regions) if isinstance(region.area, Sought)
         }
-        ids = plan.ids(base)[0]
+        read = (plan.ids(base) if ids is None else ids)[0]
         self.tokens = {number: region_tokens(plan.regions[number], base.vocabulary) for number in self.sought}
         columns = [
-            torch.stack([token_columns(base.vocabulary, ids, token) for token in self.tokens[number]]).any(0).float()
+            torch.stack([token_columns(base.vocabulary, read, token) for token in self.tokens[number]]).any(0).float()
             for number in self.sought
         ]
         for number, column in zip(self.sought, columns):
             if not column.any():
                 raise MixshowError(
-                    f"regions[{number}].from: expected {' '.join(self.tokens[number])} within the {len(ids)} tokens "
+                    f"regions[{number}].from: expected {' '.join(self.tokens[number])} within the {len(read)} tokens "
                     "that the model reads of the scene's prompt; put them nearer to the front"
                 )
         self._mean = torch.stack([column / column.sum() for column in columns]).to(base.device)  # [sought, tokens]

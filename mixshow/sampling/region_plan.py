@@ -11,13 +11,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mixshow.models import Base, PromptStates, prompt_states
-from mixshow.models.prompts import prompt_ids
+from mixshow.models import Base, PromptReading, PromptStates, read_prompts
+from mixshow.models.prompt_reading import aligned, read_ids
 from mixshow.sampling.guard import TokenGuard
 from mixshow.sampling.regions import Area, Edges, Region, averaged_shares, region_shares
 from mixshow.sampling.routing import Routing
 
 Made = TypeVar("Made")
+_AS_WRITTEN = PromptReading()
 
 
 class RegionPlan:
@@ -71,6 +72,7 @@ class RegionPlan:
         base: Base,
         *,
         guided: bool,
+        reading: PromptReading = _AS_WRITTEN,
         under: Callable[[Hashable], AbstractContextManager[object]] = lambda _: nullcontext(),
     ) -> PromptStates:
         """States of `[halves, texts]`; negative prompts in the first half, if guided.
@@ -85,20 +87,30 @@ class RegionPlan:
         for mark in dict.fromkeys(self.marks):
             chosen = [i for i, own in enumerate(self.marks) if own == mark]
             with under(mark):
-                parts.append(prompt_states(base, [half[i] for half in halves for i in chosen]))
+                parts.append(read_prompts(base, [half[i] for half in halves for i in chosen], reading))
             order += [half * len(self.texts) + i for half in range(len(halves)) for i in chosen]
-        states = PromptStates.joined(parts)[torch.tensor(order).argsort()] if len(parts) > 1 else parts[0]
+        states = PromptStates.joined(aligned(parts))[torch.tensor(order).argsort()] if len(parts) > 1 else parts[0]
         return states.unflattened(len(halves), len(self.texts))
 
-    def guard(self, base: Base) -> TokenGuard:
-        """What keeps the regions' concept tokens to their regions."""
+    def guard(self, base: Base, ids: Tensor | None = None) -> TokenGuard:
+        """What keeps the regions' concept tokens to their regions.
+
+        Args:
+            ids: see `ids`; None: of prompts as they are written.
+        """
         common = (0, self.base_text)
         own = [None if text in common else text for text in self.text_of]
-        return TokenGuard.of(base.vocabulary, self.ids(base), self.regions, own)
+        return TokenGuard.of(base.vocabulary, self.ids(base) if ids is None else ids, self.regions, own)
 
-    def ids(self, base: Base) -> Tensor:
-        """Token ids of the prompts (not the negative ones) as the first layer reads them, `[texts, tokens]`."""
-        return prompt_ids(base, [base.vocabulary.bind(prompt, 0) for prompt, _ in self.texts])
+    def ids(self, base: Base, reading: PromptReading = _AS_WRITTEN, tokens: int | None = None) -> Tensor:
+        """Token ids of the prompts (not the negative ones) as the first layer reads them, `[texts, tokens]`.
+
+        Args:
+            reading: what they were encoded with.
+            tokens: of the states they were encoded to; None: what these prompts alone have.
+        """
+        ids = read_ids(base, [prompt for prompt, _ in self.texts], reading)
+        return ids if tokens is None else ids.repeat(1, tokens // ids.shape[1])
 
     def weights(self, rows: int, columns: int) -> Tensor:
         """The weight of each text at each position at this step, `[texts, rows, columns]` in float64; sums to one."""

@@ -45,8 +45,9 @@ class Staging:
             return attachment
         unet = self.base.unet
         self._begin = [self.plan.begin_step]
-        search = AttentionSearch(self.base, self.plan) if self.one_by_one else None
-        guard = self.plan.guard(self.base) if self.scene.guard else None
+        ids = self.plan.ids(self.base, self.scene.reading, states.shape[-2])
+        search = AttentionSearch(self.base, self.plan, ids) if self.one_by_one else None
+        guard = self.plan.guard(self.base, ids) if self.scene.guard else None
         try:
             attachment.add(regional_attention(unet, self.plan, states, guard, search).detach)
             attachment.add(self._direction.attach().detach)
