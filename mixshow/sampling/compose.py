@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +13,14 @@ from torch import Tensor
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
+from mixshow.sampling.directed import DirectedNetwork, network_marks
 from mixshow.sampling.generate import latent_size, latents_of_states, pixels_of, start_noise, to_pictures
 from mixshow.sampling.hires import enlarged
 from mixshow.sampling.original import Original
 from mixshow.sampling.redo import StartPicture
-from mixshow.sampling.regional_attention import RegionPlan, regional_attention
+from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.scene import Scene
+from mixshow.sampling.staging import Staging
 
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -33,14 +34,16 @@ def compose(
     adapter: T2IAdapter | None = None,
     batch_size: int = 1,
     callback: Callback | None = None,
+    networks: Sequence[DirectedNetwork] = (),
 ) -> list[Image.Image]:
     """Make one picture of the scene per seed.
 
     Args:
         adapter: reads the scene's pose; needed when it has one.
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
-            same batch.
+            same batch. 1 where regions are found from attention.
         callback: see `denoise`; it is also told `pass` (from 0) and `passes`.
+        networks: networks that act in some regions only, attached while the pictures are made.
 
     Returns:
         RGB pictures of the scene's size, or that of its second pass.
@@ -56,11 +59,12 @@ def compose(
         elif scene.size is not None:
             begin = start.resized(scene.size)
     told = _Told(callback, 1 if second is None else 2)
-    first = _Pass(base, scene, adapter)
+    first = _Pass(base, scene, adapter, networks)
     original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
+    batch_size = 1 if first.staging.one_by_one else batch_size
     latents = first.latents(seeds, batch_size, original, told.in_pass(0))
     if second is not None:
-        larger = _Pass(base, scene.scaled(second.size), adapter, first.states)
+        larger = _Pass(base, scene.scaled(second.size), adapter, networks, first.states)
         if start is None or start.redone is None:
             original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
         else:
@@ -88,7 +92,12 @@ class _Pass:
     """A scene at one size: what all its batches have in common."""
 
     def __init__(
-        self, base: Base, scene: Scene, adapter: T2IAdapter | None, states: PromptStates | None = None
+        self,
+        base: Base,
+        scene: Scene,
+        adapter: T2IAdapter | None,
+        networks: Sequence[DirectedNetwork],
+        states: PromptStates | None = None,
     ) -> None:
         """
         Args:
@@ -106,8 +115,12 @@ class _Pass:
             edges=scene.edges,
             base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
             schedule=scene.schedule,
+            marks=network_marks(networks, len(scene.regions)),
         )
-        self.states = states or self.plan.encode(base, guided=scene.guided, reading=scene.reading)
+        self.staging = Staging(base, scene, self.plan, networks)
+        self.states = states or self.plan.encode(
+            base, guided=scene.guided, reading=scene.reading, under=self.staging.encoding
+        )
         self.condition = None
         if scene.pose is not None:
             if adapter is None:
@@ -136,8 +149,7 @@ class _Pass:
         alike = scene.guided_alike
         guidance = scene.guidance if alike else guidance_map(plan, scene.guidance, self.grid).to(base.device)
         found = []
-        regional = regional_attention(base.unet, plan, self.states.states) if scene.regions else None
-        with regional or contextlib.nullcontext():
+        with self.staging.attach(self.states.states):
             for start in range(0, len(seeds), batch_size):
                 batch = seeds[start : start + batch_size]
                 found.append(
@@ -154,7 +166,7 @@ class _Pass:
                         scheduler_options=scene.scheduler_options,
                         original=original and original.part(start, start + batch_size),
                         condition=self.condition,
-                        before_step=plan.begin_step,
+                        before_step=self.staging.begin_step,
                         callback=callback,
                         precision=scene.precision,
                     )
