@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.layers import Layer, Stage
@@ -38,6 +39,7 @@ class Collection:
         batch_size: pictures denoised together.
         moment_width: inputs wider than this are kept as rows, not as their moment.
         kept_rows: of such inputs; a uniform sample where there are more.
+        rows: inputs kept as they are of each layer and concept, for objectives that are no squares.
     """
 
     progressive: bool = False
@@ -51,6 +53,7 @@ class Collection:
     batch_size: int = 8
     moment_width: int = 5120
     kept_rows: int = 2048
+    rows: int = 0
 
 
 PUBLISHED = Collection(
@@ -66,17 +69,20 @@ def record(
     *,
     text_prompts: Sequence[str],
     picture_prompts: Sequence[str],
+    words: str = "",
     every: slice = slice(None),
 ) -> Statistics:
     """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in.
 
     Args:
+        words: by which the prompts name the concept; ordinary ones among them count as concept tokens do.
         every: which of the prompts; where it takes none, there are no statistics.
     """
     if stage is Stage.TEXT:
         return text_statistics(base, layers, text_prompts[every], padded=collection.every_position)
     if stage is Stage.KEY_VALUE:
-        return key_value_statistics(base, layers, text_prompts[every], every_position=collection.every_position)
+        padded, text_prompts = collection.every_position, text_prompts[every]
+        return key_value_statistics(base, layers, text_prompts, every_position=padded, words=words)
     return spatial_statistics(base, layers, picture_prompts, collection, every)
 
 
@@ -95,36 +101,54 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
 
 @torch.no_grad()
 def key_value_statistics(
-    base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool, words: str = ""
 ) -> dict[str, LayerStatistics]:
     """Inputs of cross-attention keys and values: the text states of their own layer.
 
     Args:
-        every_position: all positions of padded prompts; otherwise concept tokens and the end token.
+        every_position: all positions of padded prompts; otherwise concept tokens, the tokens of `words` and the end
+            token.
     """
-    read = {(layer.text_layer, layer.extended) for layer in layers}
     statistics: dict[tuple[int | None, bool], LayerStatistics] = {}
-    chosen_ids = torch.tensor(
-        [base.tokenizer.eos_token_id, *(number for ids in base.vocabulary.ids.values() for number in ids)]
-    )
-    for prompt in prompts:
-        if every_position:
-            states = encode_prompts(base, [prompt])[0]
-        else:
-            texts = _texts_per_layer(base, prompt)
-            encoded, ids = text_states(base, texts, pad=False).states, prompt_ids(base, texts, pad=False)
-            # A prompt without concept tokens is the same text in all layers.
-            states, ids = (each.expand(base.topology.layers, *each.shape[1:]) for each in (encoded, ids))
-        for number, rows in enumerate(states):
-            if not every_position:
-                rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
-            for extended in (False, True):
-                if (number, extended) in read:
-                    own, before = LayerStatistics.of_rows(rows, extended=extended), statistics.get((number, extended))
-                    statistics[number, extended] = own if before is None else before + own
+    for key, rows in key_value_rows(base, layers, prompts, every_position, words):
+        own, before = LayerStatistics.of_rows(rows, extended=key[1]), statistics.get(key)
+        statistics[key] = own if before is None else before + own
     if not prompts:
         return {}
     return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
+
+
+def key_value_rows(
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], every_position: bool, words: str = ""
+) -> Iterator[tuple[tuple[int | None, bool], Tensor]]:
+    """Rows `[rows, width]` that keys and values read, by the number of their layer and whether it is extended."""
+    read = {(layer.text_layer, layer.extended) for layer in layers}
+    chosen_ids = torch.tensor(
+        [
+            *(base.tokenizer.eos_token_id, *base.tokenizer(words, add_special_tokens=False).input_ids),
+            *(number for ids in base.vocabulary.ids.values() for number in ids),
+        ]
+    )
+    for prompt in prompts:
+        if every_position:
+            states, ids = encode_prompts(base, [prompt])[0], None
+        else:
+            states, ids = unpadded_states(base, prompt)
+        for number, rows in enumerate(states):
+            if ids is not None:
+                rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
+            for extended in (False, True):
+                if (number, extended) in read:
+                    yield (number, extended), rows
+
+
+def unpadded_states(base: Base, prompt: str) -> tuple[Tensor, Tensor]:
+    """States `[layers, tokens, width]` and ids `[layers, tokens]` of an unpadded prompt."""
+    texts = _texts_per_layer(base, prompt)
+    encoded, ids = text_states(base, texts, pad=False).states, prompt_ids(base, texts, pad=False)
+    # A prompt without concept tokens is the same text in all layers.
+    layers = base.topology.layers
+    return encoded.expand(layers, *encoded.shape[1:]), ids.expand(layers, *ids.shape[1:])
 
 
 @torch.no_grad()

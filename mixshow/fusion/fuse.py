@@ -6,22 +6,27 @@ Mix-of-Show's gradient fusion (arXiv 2305.18292) is the collection `PUBLISHED` w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.processes import Processes
-from mixshow.core.progress import progress_bar
+from mixshow.core.progress import progress_bar, tracked
 from mixshow.fusion.build import Normalisation
 from mixshow.fusion.collect import Collection, Statistics, record
+from mixshow.fusion.deltas import Deltas
+from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.sharing import summed
-from mixshow.fusion.solve import solved
+from mixshow.fusion.solve import Solved, solved
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
@@ -38,6 +43,8 @@ class Objective:
         weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
         shrinkage: share of the moments' off-diagonal elements that is taken away.
         normalise: by what concepts' weights are divided, so that a loud one does not win.
+        constraint_prompts: with `{concept}`; keys and values of concept tokens in them are kept exactly. Empty: no
+            constraints.
     """
 
     ridge: float = 0.0
@@ -46,6 +53,7 @@ class Objective:
     weights_by_rows: bool = False
     shrinkage: float = 0.0
     normalise: Normalisation = "none"
+    constraint_prompts: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +66,7 @@ class Fusion:
         outcomes: by module path, with residuals in the members' order; empty for baselines.
         seconds: by what they were spent on.
         metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
+        refining: how refining went, as plain values for the report; empty where nothing was stopped by.
     """
 
     changes: Mapping[str, Tensor]
@@ -65,6 +74,7 @@ class Fusion:
     outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    refining: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def attach(self, base: Base) -> tuple[Base, Attachment]:
         """The fused model, sharing the base's modules until the handle is detached."""
@@ -76,6 +86,13 @@ class Fusion:
             attachment.detach()
             raise
         return fused, attachment
+
+    @contextlib.contextmanager
+    def in_place(self, base: Base) -> Iterator[Base]:
+        """The fused model within the block."""
+        fused, attachment = self.attach(base)
+        with attachment:
+            yield fused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,34 +141,63 @@ def fuse(
         if not any(deltas):
             continue
         stage_statistics = (recorded or {}).get(stage)
-        if stage_statistics is None:
-            with put_in_place(modules, changes if collection.progressive else {}):
+        with put_in_place(modules, changes if collection.progressive else {}):
+            if stage_statistics is None:
                 stage_statistics = record_stage(
                     base, members, stage, collection, objective, processes=processes, show_progress=show_progress
                 )
+            kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        for each in solved(
-            deltas,
-            stage_statistics.concepts,
-            stage_statistics.anchor if objective.anchor_weight > 0 else None,
-            solvers[stage],
-            device=base.device,
-            keep_metrics=keep_metrics,
-            weights=None if objective.weights_by_rows else [member.weight for member in members],
-            anchor_weight=objective.anchor_weight,
-            ridge=objective.ridge,
-            shrinkage=objective.shrinkage,
-            normalise=objective.normalise,
-            processes=processes,
-            what=stage.value if show_progress else "",
-        ):
+        for each in solve_stage(
+            base, members, deltas, stage_statistics, objective, solvers[stage], kept,
+            keep_metrics=keep_metrics, processes=processes, what=stage.value if show_progress else "",
+        ):  # fmt: skip
             outcomes[each.outcome.name] = each.outcome
             changes[each.outcome.name] = each.outcome.change
             if each.metric is not None:
                 metrics[each.outcome.name] = each.metric
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
     return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
+
+
+def solve_stage(
+    base: Base,
+    members: Sequence[Member],
+    deltas: Sequence[Deltas],
+    recorded: Recorded,
+    objective: Objective,
+    solver: Solver,
+    kept: KeptInputs,
+    *,
+    keep_metrics: bool = False,
+    processes: Processes | None = None,
+    what: str = "",
+) -> list[Solved]:
+    """The solutions of one stage's layers.
+
+    Args:
+        deltas: for each member, its changes of the stage's layers by module path.
+        keep_metrics: give every layer's S too.
+        processes: that share the layers.
+        what: for a progress bar; empty: none.
+    """
+    return solved(
+        deltas,
+        recorded.concepts,
+        recorded.anchor if objective.anchor_weight > 0 else None,
+        solver,
+        device=base.device,
+        keep_metrics=keep_metrics,
+        amended=partial(kept.applied, base) if kept.samples or kept.constraints else None,
+        weights=None if objective.weights_by_rows else [member.weight for member in members],
+        anchor_weight=objective.anchor_weight,
+        ridge=objective.ridge,
+        shrinkage=objective.shrinkage,
+        normalise=objective.normalise,
+        processes=processes,
+        what=what,
+    )
 
 
 def record_stage(
@@ -162,20 +208,23 @@ def record_stage(
     objective: Objective,
     *,
     processes: Processes | None = None,
+    through: Fusion | None = None,
     show_progress: bool = False,
 ) -> Recorded:
     """Statistics of one stage for all members, and for the anchor when the objective has one.
 
     Args:
+        through: a fused model whose inputs are recorded, on ordinary captions too; None: each concept's own model,
+            and the base.
         processes: that record some of the prompts each; None: this one records all.
     """
     processes = processes or Processes.alone()
 
-    def recorded(model: Base, number: int, text_prompts: Sequence[str], picture_prompts: Sequence[str]) -> Statistics:
-        every = processes.part(number)
+    def recorded(model: Base, number: int, text: Sequence[str], pictures: Sequence[str], words: str = "") -> Statistics:
         own = record(
-            model, layers, stage, collection, text_prompts=text_prompts, picture_prompts=picture_prompts, every=every
-        )
+            model, layers, stage, collection,
+            text_prompts=text, picture_prompts=pictures, words=words, every=processes.part(number),
+        )  # fmt: skip
         return summed(own, processes, base.device, collection.kept_rows)
 
     layers = changed_layers(base, members, stage)
@@ -185,16 +234,55 @@ def record_stage(
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
         for number, member in enumerate(members):
             name = member.concept.text
-            with member.in_place(base, own_stages) as tuned:
+            with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
                 text, pictures = (filled(each, name) for each in (collection.text_prompts, collection.picture_prompts))
-                concepts.append(recorded(tuned, number, text, pictures))
+                concepts.append(recorded(tuned, number, text, pictures, member.concept.ordinary_words))
             bar.update()
         anchor = None
         if anchored:
             captions = list(objective.captions)
-            anchor = recorded(base, len(members), captions, captions)
+            with contextlib.nullcontext(base) if through is None else through.in_place(base) as model:
+                anchor = recorded(model, len(members), captions, captions)
             bar.update()
     return Recorded(concepts, anchor)
+
+
+def keep_inputs(
+    base: Base,
+    members: Sequence[Member],
+    stage: Stage,
+    collection: Collection,
+    objective: Objective,
+    *,
+    through: Fusion | None = None,
+    show_progress: bool = False,
+) -> KeptInputs:
+    """What the problems of one stage need of their inputs beside moments; nothing for plain least squares.
+
+    Args:
+        through: as for `record_stage`.
+    """
+    prompts = objective.constraint_prompts if stage is Stage.KEY_VALUE else ()
+    if not prompts and not collection.rows:
+        return KeptInputs()
+    layers = changed_layers(base, members, stage)
+    own_stages = (stage,) if collection.progressive else tuple(Stage)
+    constraints, samples = [], []
+    for member in tracked(members, f"keeping inputs of {stage.value}", enabled=show_progress):
+        name = member.concept.text
+        with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
+            if prompts:
+                constraints.append(token_rows(tuned, layers, filled(prompts, name), member.concept.embeddings))
+                continue
+            samples.append(
+                sample_rows(
+                    tuned, layers, stage, collection,
+                    text_prompts=filled(collection.text_prompts, name),
+                    picture_prompts=filled(collection.picture_prompts, name),
+                    words=member.concept.ordinary_words,
+                )
+            )  # fmt: skip
+    return KeptInputs(constraints, samples)
 
 
 def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:

@@ -45,7 +45,10 @@ def record_all(
                     filled(templates, member.concept.text)
                     for templates in (collection.text_prompts, collection.picture_prompts)
                 )
-            found |= record(tuned, own, stage, collection, text_prompts=text, picture_prompts=pictures, every=every)
+            words = "" if member is None else member.concept.ordinary_words
+            found |= record(
+                tuned, own, stage, collection, text_prompts=text, picture_prompts=pictures, words=words, every=every
+            )
     return found
 
 

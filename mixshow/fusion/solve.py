@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mixshow.core.progress import progress_bar
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.members import Changes
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.reduction import common_basis, formed, reduced_change, whole_metric
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.fusion.statistics import LayerInputs
@@ -22,6 +23,7 @@ from mixshow.fusion.thin import solve_thin
 from mixshow.fusion.wide import KeptRows
 
 Inputs = Mapping[str, LayerInputs]
+Amendment = Callable[[Sequence[LayerProblem]], list[LayerProblem]]
 _BYTES = 1 << 28  # matrices of the layers that are solved together
 _MATRICES = 5  # of the moment's size that a problem holds beside the concepts' moments
 
@@ -48,6 +50,7 @@ def solved(
     keep_metrics: bool = False,
     ridge: float = 0.0,
     shrinkage: float = 0.0,
+    amended: Amendment | None = None,
     processes: Processes | None = None,
     what: str = "",
     **objective: Any,
@@ -61,6 +64,7 @@ def solved(
         device: where inputs in files are read to.
         keep_metrics: give every layer's S too.
         ridge: as for `build_problems`, like `shrinkage` and all others.
+        amended: makes other problems of the layers' least-squares problems before they are solved.
         processes: that share the layers; None: this one solves all.
         what: for a progress bar; empty: none.
 
@@ -77,7 +81,9 @@ def solved(
         for part in parts:
             own = [_of_layers(each, part) for each in deltas]
             held = _at_hand(part, sets, device)
-            for each in _solve_part(own, held, anchor is not None, solver, keep_metrics, ridge, shrinkage, objective):
+            for each in _solve_part(
+                own, held, anchor is not None, solver, keep_metrics, amended, ridge, shrinkage, objective
+            ):
                 found[each.outcome.name] = each
             bar.update(len(part))
     every = {name: each for share in processes.gathered(found) for name, each in share.items()}
@@ -96,6 +102,7 @@ def _solve_part(
     anchored: bool,
     solver: Solver,
     keep_metrics: bool,
+    amended: Amendment | None,
     ridge: float,
     shrinkage: float,
     objective: Mapping[str, Any],
@@ -104,7 +111,7 @@ def _solve_part(
     first = next(iter(held[0]))
     inputs = [each[first] for each in held]
     basis = None
-    if any(isinstance(each, KeptRows) for each in inputs) and shrinkage == 0:
+    if any(isinstance(each, KeptRows) for each in inputs) and shrinkage == 0 and amended is None:
         basis = common_basis(first, inputs)
         if basis is not None:
             deltas = [{name: reduced_change(delta, basis) for name, delta in each.items()} for each in deltas]
@@ -118,8 +125,9 @@ def _solve_part(
         shrinkage=shrinkage,
         **objective,
     )
+    problems = problems if amended is None else amended(problems)
     found = [
-        Solved(outcome, problem.matrix if keep_metrics else None)
+        Solved(outcome, problem.metric if keep_metrics else None)
         for problem, outcome in zip(problems, solve_thin(solver, problems))
     ]
     return found if basis is None else [_whole(each, basis, problems[0].inputs.ridge_value) for each in found]

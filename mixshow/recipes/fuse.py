@@ -8,31 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
+from mixshow.config.fuse import SOLVING, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log
-from mixshow.edlora.concept import Concept
-from mixshow.edlora.embedding import ConceptEmbedding
-from mixshow.formats import read_concept
-from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.baselines import Plan, merge
-from mixshow.fusion.distill import distill
+from mixshow.fusion.collect import Collection
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
-from mixshow.fusion.lessons import DistillPlan
-from mixshow.fusion.members import Member, renamed
-from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, TEXT
+from mixshow.fusion.members import Member
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PUBLISHED_PICTURES
 from mixshow.fusion.report import report
-from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
+from mixshow.fusion.solvers import CG, LBFGS, Constrained, Exact, Sampled, Solver
 from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
-from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
+from mixshow.recipes.fuse_refine import refined
 from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
 from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size
@@ -67,7 +63,8 @@ def fuse_options(options: FuseOptions, source: str) -> Path:
     processes.part_ways()
     if not processes.main:
         return options.output
-    fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
+    final = refined(base, members, solved, options, collection_for(options), *problem_of(options))
+    fusion, factors = formatted(base, members, final, options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
@@ -92,68 +89,19 @@ def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], Fuse
             problems.extend(f"{what}: {line}" for line in str(error).splitlines())
             return None
 
-    entries = options.concepts
-    if isinstance(entries, Path):
-        listed = entries
-        entries = [
-            ConceptOptions(_beside(listed, file), unet=unet, text_encoder=text_encoder, tokens=name or None)
-            for file, unet, text_encoder, name in attempt("concepts", lambda: read_concept_list(listed)) or []
-        ]
-    members: dict[int, Member] = {}
-    for i, entry in enumerate(entries):
-        concept = attempt(f"concepts[{i}]", lambda entry=entry: _concept(entry))  # type: ignore[misc]
-        if concept is not None:
-            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet, entry.alpha)
-    problems += _collisions(members)
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
+    options = dataclasses.replace(options, concepts=listed_concepts(options, attempt))
+    members = read_members(options, base, attempt)
+    problems += collisions(members)
     if base is not None:
         for i, member in members.items():
-            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member, options))  # type: ignore[misc]
+            attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
         size = options.statistics
         attempt("statistics", lambda: latent_size(base, size.width, size.height))
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)
-    return base, list(members.values()), dataclasses.replace(options, concepts=entries)
-
-
-def _beside(listed: Path, file: Path) -> Path:
-    """Paths of published lists are relative to the working folder; moved lists have their files beside them."""
-    moved = listed.parent / file
-    return moved if not file.exists() and moved.exists() else file
-
-
-def _concept(entry: ConceptOptions) -> Concept:
-    concept = read_concept(entry.file)
-    return concept if entry.tokens is None else renamed(concept, concept_words(entry.tokens))
-
-
-def _collisions(members: dict[int, Member]) -> list[str]:
-    first: dict[str, int] = {}
-    problems = []
-    for i, member in members.items():
-        for token in member.concept.embeddings:
-            if token in first:
-                problems.append(
-                    f"concepts[{i}]: token {token} is also used by concepts[{first[token]}]; give one of them "
-                    f"other tokens, for example tokens: '{_other_names(member.concept, i)}'"
-                )
-            first.setdefault(token, i)
-    return problems
-
-
-def _other_names(concept: Concept, number: int) -> str:
-    return " ".join(f"{token[:-1]}-{number}>" for token in concept.embeddings)
-
-
-def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
-    """Raises MixshowError when the concept does not fit the base, or the output cannot hold what it changes."""
-    ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
-    changes = member.changes(base)
-    if changes and not any(bool(change.any()) for change in changes.values()):
-        name = member.concept.source or member.concept.text
-        log.info("%s: its network changes nothing, so that only its tokens are fused; was it trained?", name)
-    check_format(base, member, options)
+    return base, list(members.values()), options
 
 
 def _solved(
@@ -164,15 +112,12 @@ def _solved(
     processes: Processes,
 ) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
-    objective, solvers = objective_of(options), _solvers(options)
-    if options.method == "subspace":
-        objective, solvers = dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
-    elif options.method != "solve":
+    if options.method not in SOLVING:
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
     fusion = fuse_members(
-        base, members, collection_of(options.statistics), objective, solvers,
+        base, members, collection_for(options), *problem_of(options),
         recorded=None if statistics is None else statistics.recorded,
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
         processes=processes, show_progress=processes.main,
@@ -180,6 +125,23 @@ def _solved(
     if statistics is None:
         return fusion
     return dataclasses.replace(fusion, seconds={"recording": statistics.seconds, **fusion.seconds})
+
+
+def collection_for(options: FuseOptions) -> Collection:
+    """With rows where the objective wants them."""
+    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
+    return dataclasses.replace(collection_of(options.statistics), rows=rows)
+
+
+def problem_of(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
+    """What is minimised in every layer, and by what."""
+    objective, solvers = objective_of(options), _solvers(options)
+    if options.method == "subspace":
+        return dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
+    if options.method == "constrained":
+        prompts = options.merge.prompts or PUBLISHED_PICTURES
+        return dataclasses.replace(objective, constraint_prompts=prompts), {**solvers, Stage.KEY_VALUE: Constrained()}
+    return objective, solvers
 
 
 def objective_of(options: FuseOptions) -> Objective:
@@ -199,36 +161,19 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
         return dict.fromkeys(Stage, Exact())
 
     def iterative(iterations: int) -> Solver:
-        return CG(iterations) if given.name == "cg" else LBFGS(iterations, precondition=given.precondition)
+        if given.name == "cg":
+            return CG(iterations)
+        lbfgs = LBFGS(iterations, precondition=given.precondition)
+        if given.objective == "squares":
+            return lbfgs
+        return Sampled(given.objective, given.huber_delta, lbfgs, iterations)
 
     solvers = dict.fromkeys(Stage, iterative(given.iterations))
     return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
 
 
-def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:
-    if options.refine.method == "none":
-        return fusion
-    start = time.monotonic()
-    refined = distill(base, members, fusion, distill_plan(options), show_progress=True)
-    return dataclasses.replace(refined, seconds={**fusion.seconds, "distilling": time.monotonic() - start})
-
-
-def distill_plan(options: FuseOptions) -> DistillPlan:
-    given, size = options.refine, options.statistics
-    return DistillPlan(
-        steps=given.steps,
-        rate=given.rate,
-        batch_size=given.batch_size,
-        rounds=given.rounds,
-        prompts=given.prompts or TEXT,
-        captions=options.anchor.captions or CAPTIONS,
-        width=size.width,
-        height=size.height,
-        seed=given.seed,
-    )
-
-
 def heldout_plan(options: FuseOptions) -> HeldOutPlan:
+    """What the report measures on."""
     return HeldOutPlan(
         prompts=options.report.prompts or HELD_OUT,
         captions=options.report.captions or HELD_OUT_CAPTIONS,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mixshow.config.fuse import FuseOptions, load_fuse_options
+from mixshow.config.fuse import SOLVING, FuseOptions, load_fuse_options
 from mixshow.core.processes import Processes
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.evaluation.page import markdown_table
@@ -21,12 +21,12 @@ from mixshow.fusion.members import Member
 from mixshow.fusion.recording import recording_bytes, solving_memory
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
-from mixshow.recipes.fuse import distill_plan, heldout_plan, objective_of, prepare
+from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
+from mixshow.recipes.fuse_refine import distill_plan
 from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size, start_noise
 
 _SQUARE = 512  # of the products that the machine's speed in double precision is taken from
-SOLVING = ("solve", "subspace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _solving_parts(
     memory: dict[str, int],
 ) -> list[Part]:
     """Recording and solving by stage; memory is filled in."""
-    objective, parts = objective_of(options), []
+    objective, parts = problem_of(options)[0], []
     captions = len(objective.captions) if objective.anchor_weight > 0 and options.method == "solve" else 0
     sets = len(members) + bool(captions)
     recording = cost.recording_passes(
@@ -168,7 +168,7 @@ def _seconds(base: Base, do: Callable[[], object]) -> float:
 def described(made: FusionPlan, members: Sequence[Member], options: FuseOptions) -> str:
     """The plan for people."""
     names = [member.concept.text for member in members]
-    collection, objective = collection_of(options.statistics), objective_of(options)
+    collection, objective = collection_of(options.statistics), problem_of(options)[0]
     layers = [
         [name, *(counts[i] for counts in made.layers.values()), members[i].weight] for i, name in enumerate(names)
     ]
