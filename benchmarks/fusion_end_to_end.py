@@ -23,8 +23,9 @@ import contextlib
 import dataclasses
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -43,8 +44,10 @@ from mixshow.fusion.collect import Collection, Statistics, key_value_statistics,
 from mixshow.fusion.fuse import Objective, Recorded, changed_layers, fuse
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.origin import Origin
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT, filled
 from mixshow.fusion.solvers import LBFGS
+from mixshow.fusion.statistics_file import SUFFIX, StoredInputs, open_statistics, write_statistics
 from mixshow.lycoris import create_network
 from mixshow.lycoris.naming import file_name
 from mixshow.models import Base, load_base
@@ -52,6 +55,7 @@ from mixshow.models.clip_tokenizer import clip_tokenizer
 
 T = TypeVar("T")
 Recordings = dict[Stage, Statistics]
+Stored = Mapping[str, StoredInputs]
 RANK = 4
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "self_attn.out_proj")
 FEED_FORWARD = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2")
@@ -233,14 +237,28 @@ def run(base: Base, arguments: argparse.Namespace) -> None:
     own, added = recording.operations(members[0])
     print(f"a pass of the UNet: {own:.0f} GFLOP, its statistics: {added:.0f} more ({added / own:.2f})")
     print(f"model: {resident_gb():.1f} GB of memory", flush=True)
-    recorded = []
-    with PeakMemory() as peak:
-        start = time.perf_counter()
-        for number, member in enumerate(members):
-            recorded.append(recording.of(member, bare=number < arguments.bare))
-        anchor = recording.of(None)
-        recording_seconds = time.perf_counter() - start
-    passes = recording.passes()
+    with tempfile.TemporaryDirectory() as folder:
+        with PeakMemory() as peak:
+            start = time.perf_counter()
+            stored = [
+                in_file(recording.of(member, bare=number < arguments.bare), Path(folder), number)
+                for number, member in enumerate(members)
+            ]
+            anchor = in_file(recording.of(None), Path(folder), len(members))
+            recording_seconds = time.perf_counter() - start
+        print_recording(recording.passes(), len(members), recording_seconds, peak.gb)
+        print_solving(base, members, stored, anchor, collection, arguments.concepts)
+
+
+def in_file(recorded: Recordings, folder: Path, number: int) -> Stored:
+    """Statistics as a fusion keeps them until they are solved."""
+    path = folder / f"{number}{SUFFIX}"
+    origin = Origin("", "", str(number), (), 1.0, 1.0, (), (), True, 1, 1, 1, 0)
+    write_statistics(path, {name: each for own in recorded.values() for name, each in own.items()}, origin)
+    return open_statistics(path).layers
+
+
+def print_recording(passes: Passes, concepts: int, seconds: float, peak: float) -> None:
     print(markdown_table(
         ["pass", "bare, s", "recorded, s", "ratio"],
         [
@@ -252,15 +270,16 @@ def run(base: Base, arguments: argparse.Namespace) -> None:
         ],
     ))  # fmt: skip
     print(f"recording over bare passes, shipped prompts and steps: {passes.ratio:.2f}")
-    print(f"recording {len(members)} concepts here, with bare passes: {recording_seconds:.0f} s, peak {peak.gb:.1f} GB")
-    print_solving(base, members, recorded, anchor, collection, arguments.concepts)
+    print(
+        f"recording {concepts} concepts here, with bare passes: {seconds:.0f} s, memory beside the model {peak:.2f} GB"
+    )
 
 
 def print_solving(
     base: Base,
     members: Sequence[Member],
-    recorded: Sequence[Recordings],
-    anchor: Recordings,
+    stored: Sequence[Stored],
+    anchor: Stored,
     collection: Collection,
     counts: Sequence[int],
 ) -> None:
@@ -270,14 +289,14 @@ def print_solving(
     solvers = dict.fromkeys(Stage, LBFGS(precondition=defaults.solver.precondition))
     rows = []
     for count in counts:
-        at_hand = {stage: Recorded([each[stage] for each in recorded[:count]], anchor[stage]) for stage in Stage}
+        at_hand = dict.fromkeys(Stage, Recorded(stored[:count], anchor))
         with PeakMemory() as peak:
             seconds, fusion = timed(
                 base.device,
                 partial(fuse, base, members[:count], collection, objective, solvers, recorded=at_hand),
             )
         rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{peak.gb:.2f}"])
-    print(markdown_table(["concepts", "layers", "solving = adding the last, s", "memory above statistics, GB"], rows))
+    print(markdown_table(["concepts", "layers", "solving = adding the last, s", "memory beside the model, GB"], rows))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from fusion_solver import HALF, LowRank, Shape, factors, sd15_shapes, toy_shapes
+from fusion_shapes import LowRank, Shape, factors, sd15_shapes, toy_shapes
 from torch import nn
 
 from mixshow.core.stopwatch import PeakMemory
@@ -26,6 +26,7 @@ from mixshow.fusion.statistics import LayerInputs, StatisticsRecorder
 from mixshow.fusion.statistics_file import SUFFIX, StoredInputs, open_statistics, write_statistics
 
 ROWS = 64  # of an input and call
+HALF = 2  # bytes
 
 
 def published_bytes(shapes: Sequence[Shape], concepts: int) -> int:

@@ -27,91 +27,27 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from fusion_shapes import Factors, LowRank, Shape, factors, sd15_shapes, toy_shapes
 from torch import Tensor, nn
 
 from mixshow.core.stopwatch import machine
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion.collect import Statistics
-from mixshow.fusion.members import Changes
 from mixshow.fusion.problem import quadratic
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solvers import LBFGS
 from mixshow.fusion.statistics import StatisticsRecorder
 
 T = TypeVar("T")
-Factors = tuple[Tensor, Tensor]  # [out, rank], [rank, width]
 PART = 5000  # rows of the published procedure's evaluations
 STEP = 4096  # rows that come at a time where inputs are recorded: a picture's positions
-RANK = 4
-HALF = 2  # bytes
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """Layers alike.
-
-    Attributes:
-        rows: recorded, per concept.
-        shared: layers that read the same input.
-        count: inputs of this kind in the model.
-        iterations: of the published procedure.
-        text: rows come from the text encoder, whose products are taken in float64.
-    """
-
-    name: str
-    width: int
-    out: int
-    rows: int
-    shared: int
-    count: int
-    iterations: int
-    text: bool = False
-
-    @property
-    def layers(self) -> int:
-        return self.shared * self.count
-
-    @property
-    def alike(self) -> tuple[int, int, int]:
-        """What the published procedure's time depends on."""
-        return self.width, self.out, self.rows
-
-
-def sd15_shapes() -> list[Shape]:
-    """All attention projections; text encoder of 12 layers, 16 blocks of attention, rows as published."""
-    text = [
-        Shape("text encoder q, k, v", 768, 768, 176, 3, 12, 500, text=True),
-        Shape("text encoder out", 768, 768, 176, 1, 12, 500, text=True),
-    ]
-    states = [
-        Shape(f"keys and values {out}", 768, out, 6, 2, count, 500, text=True)
-        for out, count in ((320, 5), (640, 5), (1280, 6))
-    ]
-    spatial = []
-    for width, side, blocks in ((320, 64, 5), (640, 32, 5), (1280, 16, 5), (1280, 8, 1)):
-        rows, name = 20 * side * side, f"{width} at {side}x{side}"
-        spatial.append(Shape(f"self-attention q, k, v {name}", width, width, rows, 3, blocks, 50))
-        # Queries of cross-attention and both output projections.
-        spatial.append(Shape(f"single projections {name}", width, width, rows, 1, 3 * blocks, 50))
-    return [*text, *states, *spatial]
-
-
-def toy_shapes() -> list[Shape]:
-    """Something small of each kind, to see whether it runs."""
-    return [
-        Shape("text encoder q, k, v", 24, 24, 30, 3, 2, 20, text=True),
-        Shape("text encoder out", 24, 24, 30, 1, 2, 20, text=True),
-        Shape("keys and values", 24, 16, 6, 2, 3, 20, text=True),
-        Shape("self-attention q, k, v", 16, 16, 400, 3, 3, 10),
-        Shape("single projections", 16, 16, 400, 1, 9, 10),
-    ]
 
 
 # --- what is recorded
@@ -154,39 +90,6 @@ def recorded(shape: Shape, concepts: int, rows: int) -> Case:
         weights.append(torch.randn(shape.out, shape.width, generator=generator) / shape.width**0.5)
         changes.append([factors(shape.out, shape.width, generator) for _ in inputs])
     return Case(shape, inputs, weights, changes)
-
-
-def factors(out: int, width: int, generator: torch.Generator) -> Factors:
-    """Of a change of low rank, a tenth of the norm that `recorded` gives weights."""
-    up, down = torch.randn(out, RANK, generator=generator), torch.randn(RANK, width, generator=generator)
-    return up * (0.1 / (RANK * width) ** 0.5), down
-
-
-class LowRank(Changes):
-    """Changes known by their factors, formed when they are used, as a concept's network's are."""
-
-    def __init__(self, pairs: Mapping[str, Factors]) -> None:
-        super().__init__({})
-        self._pairs = dict(pairs)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, path: str) -> Tensor:
-        up, down = self._pairs[path]
-        return up @ down
-
-    def only(self, paths: Iterable[str]) -> LowRank:
-        return LowRank({path: self._pairs[path] for path in paths if path in self._pairs})
-
-    def columns(self, path: str) -> int:
-        return self._pairs[path][1].shape[1]
-
-    def factors(self, path: str) -> Factors:
-        return self._pairs[path]
 
 
 # --- the two ways

@@ -34,6 +34,9 @@ class Passes:
     def __add__(self, other: Passes) -> Passes:
         return Passes(self.text + other.text, self.unet + other.unet)
 
+    def __mul__(self, times: int) -> Passes:
+        return Passes(self.text * times, self.unet * times)
+
 
 def recording_passes(
     collection: Collection, stages: Some[Stage], members: int, captions: int, layers: int

@@ -178,9 +178,7 @@ def solve_stage(
 
     Args:
         deltas: for each member, its changes of the stage's layers by module path.
-        keep_metrics: give every layer's S too.
-        processes: that share the layers.
-        what: for a progress bar; empty: none.
+        keep_metrics, processes, what: as for `solved`.
     """
     return solved(
         deltas,
@@ -299,8 +297,3 @@ def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[
 def all_embeddings(members: Sequence[Member]) -> dict[str, Tensor]:
     """The tokens of all members, in order."""
     return {token: vectors for member in members for token, vectors in member.concept.embeddings.items()}
-
-
-def same_for_all_stages(solver: Solver) -> dict[Stage, Solver]:
-    """One solver everywhere."""
-    return dict.fromkeys(Stage, solver)

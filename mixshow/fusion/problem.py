@@ -16,17 +16,17 @@ normalisation is a batch of such problems, one per channel, with one input each:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
+from mixshow.fusion.lanczos import largest_eigenvalue
 from mixshow.fusion.statistics import LayerInputs
 
 _WIDE = 256  # wider inputs have so many eigenvalues that the two at the ends are looked for alone
-_LANCZOS_STEPS = 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -280,22 +280,3 @@ def shrunk(moment: Tensor, share: float) -> Tensor:
     if share == 0:
         return moment
     return (1 - share) * moment + share * torch.diag_embed(moment.diagonal(dim1=-2, dim2=-1))
-
-
-def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    """Of a symmetric, positive definite matrix, to within some per cent from below (Lanczos 1950).
-
-    Args:
-        apply: its product with a vector `[width]`.
-        like: a matrix of the same width, type and device.
-    """
-    width = like.shape[-1]
-    vector = torch.randn(width, dtype=like.dtype, generator=torch.Generator().manual_seed(0)).to(like)
-    basis, projected = like.new_zeros(0, width), like.new_zeros(_LANCZOS_STEPS, _LANCZOS_STEPS)
-    for step in range(min(_LANCZOS_STEPS, width)):
-        vector = vector - basis.T @ (basis @ vector)
-        vector = vector / vector.norm()
-        basis = torch.cat([basis, vector[None]])
-        vector = apply(vector)
-        projected[: step + 1, step] = projected[step, : step + 1] = basis @ vector
-    return float(torch.linalg.eigvalsh(projected)[-1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixshow.config.fuse import FuseOptions
+from mixshow.config.fuse import SOLVING, FuseOptions
 from mixshow.config.load import load, read_yaml
 from mixshow.core.errors import MixshowError, OptionsError, did_you_mean
 from mixshow.core.files import read_json
@@ -115,7 +115,7 @@ def _added(text: str) -> dict[str, Any]:
 
 def _check_kept(values: dict[str, Any], entries: Sequence[dict[str, Any]], place: Path) -> None:
     """Raises OptionsError where statistics are missing; points to those that moved with the model."""
-    if values.get("method", "solve") not in ("solve", "subspace"):
+    if values.get("method", "solve") not in SOLVING:
         return
     problems = []
     if values.get("statistics", {}).get("collect") == "progressive":

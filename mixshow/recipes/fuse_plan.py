@@ -22,7 +22,7 @@ from mixshow.fusion.recording import recording_bytes, solving_memory
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
-from mixshow.recipes.fuse_refine import distill_plan
+from mixshow.recipes.fuse_refine import distill_plan, validation_plan
 from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size, start_noise
 
@@ -92,15 +92,40 @@ def make_plan(base: Base, members: Sequence[Member], options: FuseOptions, speed
         parts += _solving_parts(base, members, options, speed, layers, memory)
     else:
         parts.append(Part(f"merging by {options.method}", sum(map(len, layers.values())), Passes(), 0.0))
-    if options.refine.method == "distill":
-        passes = cost.distilling_passes(distill_plan(options), len(members))
-        parts.append(Part("distilling", sum(len(own) for s, own in layers.items() if s is not Stage.TEXT), passes,
-                          speed.of(passes)))  # fmt: skip
+    if options.refine.method != "none":
+        parts.append(_refining(members, options, speed, layers, parts))
     if options.report.heldout:
         passes = cost.heldout_passes(heldout_plan(options), len(members), 1 + (options.refine.method != "none"))
         parts.append(Part("held-out report", 0, passes, speed.of(passes)))
     counts = {stage: [len(member.changes(base, [stage])) for member in members] for stage in layers}
     return FusionPlan(parts, counts, memory)
+
+
+def _refining(
+    members: Sequence[Member],
+    options: FuseOptions,
+    speed: Speed,
+    layers: dict[Stage, list[Layer]],
+    before: Sequence[Part],
+) -> Part:
+    """All steps or passes, where it does not stop earlier.
+
+    Args:
+        before: what recording and solving once takes.
+    """
+    given, seconds = options.refine, 0.0
+    if given.method == "distill":
+        passes = cost.distilling_passes(distill_plan(options), len(members))
+        count = sum(len(own) for stage, own in layers.items() if stage is not Stage.TEXT)
+        looks = 1 + -(-given.steps // given.every)
+    else:
+        passes = sum((part.passes for part in before), cost.Passes()) * given.passes
+        count, looks = sum(map(len, layers.values())), 1 + given.passes
+        seconds = given.passes * sum(part.seconds for part in before if part.passes == Passes())
+    if given.stops:
+        passes += cost.heldout_passes(validation_plan(options), len(members), looks)
+    name = "distilling" if given.method == "distill" else "recording and solving again"
+    return Part(name, count, passes, seconds + speed.of(passes))
 
 
 def _solving_parts(
@@ -113,7 +138,7 @@ def _solving_parts(
 ) -> list[Part]:
     """Recording and solving by stage; memory is filled in."""
     objective, parts = problem_of(options)[0], []
-    captions = len(objective.captions) if objective.anchor_weight > 0 and options.method == "solve" else 0
+    captions = len(objective.captions) if objective.anchor_weight > 0 else 0
     sets = len(members) + bool(captions)
     recording = cost.recording_passes(
         collection_of(options.statistics), layers.keys(), len(members), captions, base.topology.layers

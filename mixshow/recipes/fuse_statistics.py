@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mixshow.config.fuse import FuseOptions
+from mixshow.config.fuse import SOLVING, FuseOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log, progress_bar
@@ -103,7 +103,7 @@ def gather_statistics(
             moments, all of them together.
         MixshowError: there is too little memory; a file cannot be written.
     """
-    if options.method not in ("solve", "subspace") or options.statistics.collect == "progressive":
+    if options.method not in SOLVING or options.statistics.collect == "progressive":
         return None
     collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
     layers = fused_layers(base, members)
@@ -146,7 +146,7 @@ def _wanted(
     given: dict[str, tuple[Member | None, Path | None]] = {
         f"concepts[{i}]": (member, options.concepts_listed[i].statistics) for i, member in enumerate(members)
     }
-    if options.anchor.weight > 0 and options.method == "solve":
+    if options.anchor.weight > 0 and options.method != "subspace":
         given["anchor"] = (None, options.anchor.statistics)
     found: dict[str, _Wanted] = {}
     problems: list[str] = []

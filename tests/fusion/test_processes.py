@@ -77,6 +77,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(options: Path, capsys: pyt
     assert set(options.parent.rglob("*")) == before
 
 
+def test_a_dry_run_counts_every_pass_of_recording_again(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fuse", str(options), "--dry-run", "refine.method=rerecord", "refine.passes=3"]) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    passes = {line[1].strip(): line[4].strip() for line in lines if len(line) == 7}
+    # Two concepts of three pictures, a caption, two steps each; three times that, and looks at validation prompts.
+    assert passes["recording spatial layers"] == "14" and int(passes["recording and solving again"]) > 3 * 14
+
+
 def test_a_dry_run_names_what_is_wrong(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fuse", str(options), "--dry-run", "concepts=[{file: none.safetensors}]"]) == EXIT_USER_ERROR
     assert "none.safetensors" in capsys.readouterr().err
