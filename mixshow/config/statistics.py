@@ -6,14 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from mixshow.config.fuse import StatisticsOptions
 from mixshow.config.load import Section, option
+from mixshow.config.recording import StatisticsOptions
 
 Kind = Literal[
     "own", "all", "text_attention", "text_feed_forward", "keys_values", "attention", "feed_forward", "convolutions",
     "time", "normalisations",
 ]  # fmt: skip
-_OF_FUSION = ("collect", "weights", "normalise", "shrinkage", "keep")
+_OF_FUSION = ("collect", "weights", "normalise", "shrinkage", "rows", "keep")
 
 
 def _default_layers() -> list[Kind]:
@@ -24,6 +24,9 @@ def _default_layers() -> list[Kind]:
 class StatisticsFileOptions(Section):
     base: str = option("'puppets' (built in), a diffusers folder, a hub id or a single file", "puppets")
     concept: Path | None = option("whose statistics; null: the base's own, on captions", None)
+    embedding: Path | None = option("tokens for a network file: a file of textual inversion", None)
+    trigger: str | None = option("words by which prompts name it, for a network without tokens", None)
+    missing_alpha: Literal["error", "rank"] = option("for a network file that does not tell its scale", "error")
     tokens: str | None = option("its tokens in another order; null: as trained", None)
     alpha: float = option("strength of its network, as in the fusion", 1.0)
     text_encoder: float = option("strength of its network on the text encoder", 1.0)

@@ -134,15 +134,19 @@ class Origins:
             )  # fmt: skip
         text, pictures = self._templates
         return Origin(
-            concept=concept_hash(member.concept), tokens=tuple(member.concept.embeddings),
+            concept=concept_hash(member.concept), tokens=tuple(member.concept.text.split()),
             text_encoder=member.alpha * member.text_encoder, unet=member.alpha * member.unet,
             text_prompts=text, picture_prompts=pictures, **self._common,
         )  # fmt: skip
 
 
 def concept_hash(concept: Concept) -> str:
-    """A short hash of a concept's vectors, in prompt order, and network; the tokens' names take no part."""
-    digest = hashlib.sha256(b"" if concept.embeddings else concept.text.encode())
+    """A short hash of a concept's vectors, in prompt order, its network, and the words that name it beside its tokens.
+
+    The tokens' own names take no part.
+    """
+    places = {token: str(number) for number, token in enumerate(concept.embeddings)}
+    digest = hashlib.sha256(" ".join(places.get(word, word) for word in concept.text.split()).encode())
     named = [("", vectors) for vectors in concept.embeddings.values()]
     for name, tensor in [*named, *sorted(concept.network.items())]:
         values = tensor.detach().float().cpu().contiguous()

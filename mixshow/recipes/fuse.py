@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,13 +53,18 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     return fuse_options(load_fuse_options(path, overrides), str(path))
 
 
-def fuse_options(options: FuseOptions, source: str) -> Path:
-    """The same, of options at hand; `source` names them in messages."""
+def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = frozenset()) -> Path:
+    """The same, of options at hand.
+
+    Args:
+        source: names them in messages.
+        known: files of statistics whose numbers were checked before.
+    """
     started = time.monotonic()
     processes = Processes.launched()
     base, members, options = prepare(options, source)
     loaded = time.monotonic()
-    statistics = gather_statistics(base, members, options, source, processes)
+    statistics = gather_statistics(base, members, options, source, processes, known)
     solved = _solved(base, members, options, statistics, processes)
     processes.part_ways()
     if not processes.main:

@@ -61,7 +61,8 @@ def fuse_again(
     values["output"] = str(place)
     if about["options"].get("refine", {}).get("method") == "distill" and not _refined(overrides):
         log.info("solved anew without refining; refine.method=distill refines it as before")
-    return fuse_options(load(FuseOptions, str(place), overrides, values=values), str(place))
+    known = {Path(each["statistics"]) for each in (*entries.values(), values["anchor"]) if each.get("statistics")}
+    return fuse_options(load(FuseOptions, str(place), overrides, values=values), str(place), known)
 
 
 def _report(place: Path) -> dict[str, Any]:
@@ -81,8 +82,8 @@ def _named_entries(about: Mapping[str, Any]) -> dict[tuple[str, ...], dict[str, 
         raise MixshowError("expected a report with its concepts listed, found another; fuse the model again")
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for entry, concept in zip(entries, about["concepts"]):
-        file, tokens = Path(entry["file"]), dict.fromkeys(concept["tokens"])
-        found[concept_name(tokens), " ".join(tokens), str(file), file.name, file.stem] = dict(entry)
+        file, text = Path(entry["file"]), entry.get("trigger") or " ".join(concept["tokens"])
+        found[concept_name(concept["tokens"], text), text, str(file), file.name, file.stem] = dict(entry)
     return found
 
 

@@ -34,7 +34,7 @@ def read_members(options: FuseOptions, base: Base | None, attempt: Attempt) -> d
     """
     members: dict[int, Member] = {}
     for i, entry in enumerate(listed_concepts(options, attempt)):
-        member = attempt(f"concepts[{i}]", lambda entry=entry: _member(entry, base))  # type: ignore[misc]
+        member = attempt(f"concepts[{i}]", lambda entry=entry: read_member(entry, base))  # type: ignore[misc]
         if member is not None:
             members[i] = member
     return members
@@ -57,7 +57,12 @@ def _beside(listed: Path, file: Path) -> Path:
     return moved if not file.exists() and moved.exists() else file
 
 
-def _member(entry: ConceptOptions, base: Base | None) -> Member | None:
+def read_member(entry: ConceptOptions, base: Base | None) -> Member | None:
+    """One concept; None for a network file without a base to read it for.
+
+    Raises:
+        MixshowError: there is no such concept, it does not fit the base, or has nothing to fuse.
+    """
     concept = _concept(entry, base)
     if concept is None:
         return None

@@ -10,7 +10,8 @@ import dataclasses
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from mixshow.config.fuse import SOLVING, FuseOptions
@@ -88,11 +89,17 @@ class FusionStatistics:
 
 
 def gather_statistics(
-    base: Base, members: Sequence[Member], options: FuseOptions, source: str, processes: Processes | None = None
+    base: Base,
+    members: Sequence[Member],
+    options: FuseOptions,
+    source: str,
+    processes: Processes | None = None,
+    known: AbstractSet[Path] = frozenset(),
 ) -> FusionStatistics | None:
     """All statistics that a fusion needs, those that are not at hand recorded now.
 
     Args:
+        known: files whose numbers were checked before.
         processes: that record some of the prompts each, and see the same files; the main one writes them.
 
     Returns:
@@ -108,7 +115,7 @@ def gather_statistics(
     collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
     layers = fused_layers(base, members)
     folder = options.output.with_name(f".{options.output.name}.{KEPT}")
-    wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, folder, source)
+    wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, folder, source, known)
     _check_memory(base, wanted, layers, collection)
     start = time.monotonic()
     opened: dict[str, StatisticsFile] = {}
@@ -141,6 +148,7 @@ def _wanted(
     layers: Sequence[Layer],
     folder: Path,
     source: str,
+    known: AbstractSet[Path],
 ) -> dict[str, _Wanted]:
     """By the option that names them; with the files that are at hand, checked."""
     given: dict[str, tuple[Member | None, Path | None]] = {
@@ -151,13 +159,15 @@ def _wanted(
     found: dict[str, _Wanted] = {}
     problems: list[str] = []
     for key, (member, file) in given.items():
-        name = "captions" if member is None else concept_name(member.concept.embeddings)
+        name = "captions" if member is None else concept_name(member.concept.embeddings, member.concept.text)
         name = name if name not in [each.name for each in found.values()] else f"{name}-{len(found)}"
         origin = origins.of(member)
         try:
             at_hand = _left(base, _work_file(folder, name, origin), origin, layers) if file is None else None
             if file is not None:
                 at_hand = _checked(base, file, origin, layers)
+                if file not in known:
+                    at_hand.check_numbers()
             found[key] = _Wanted(name, member, origin, at_hand)
         except MixshowError as error:
             problems.append(f"{key}.statistics: {error}")
@@ -167,13 +177,12 @@ def _wanted(
 
 
 def _checked(base: Base, path: Path, origin: Origin, layers: Sequence[Layer]) -> StatisticsFile:
-    """A file if it holds the wanted statistics of the layers; raises MixshowError otherwise."""
+    """A file if it says that it is of the wanted statistics and layers; raises MixshowError otherwise."""
     file = open_statistics(path)
     different = file.origin.differences(origin)
     if different:
         raise MixshowError(f"{path}: {'; '.join(different)}; record it again, or change the fusion's options")
     inputs_for(base, file, layers)
-    file.check_numbers()
     return file
 
 
@@ -203,10 +212,10 @@ def _work_file(folder: Path, name: str, origin: Origin) -> Path:
     return folder / f"{name}-{origin.key()}{SUFFIX}"
 
 
-def concept_name(tokens: Mapping[str, object]) -> str:
-    """What a concept's files are called: `pip` for `<pip1> <pip2>`."""
+def concept_name(tokens: Iterable[str], text: str) -> str:
+    """What a concept's files are called: `pip` for `<pip1> <pip2>`; by its trigger where it has no tokens."""
     names = ConceptVocabulary().extended(tokens, layers=0, first_id=0).concepts
-    return re.sub(r"[^\w.-]+", "_", next(iter(names), "concept"))
+    return re.sub(r"[^\w.-]+", "_", next(iter(names), text))
 
 
 def _check_memory(base: Base, wanted: Mapping[str, _Wanted], layers: Sequence[Layer], collection: Collection) -> None:

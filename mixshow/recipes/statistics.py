@@ -7,23 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixshow.config.fuse import StatisticsOptions
+from mixshow.config.fuse import ConceptOptions
 from mixshow.config.load import load, read_yaml
+from mixshow.config.recording import StatisticsOptions
 from mixshow.config.statistics import StatisticsFileOptions
-from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.errors import OptionsError
 from mixshow.core.progress import log
-from mixshow.edlora.embedding import ConceptEmbedding
-from mixshow.formats import read_concept
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.coverage import OWN, covered_layers
-from mixshow.fusion.members import Member, renamed
+from mixshow.fusion.members import Member
 from mixshow.fusion.origin import Origins
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.recording import record_all, recording_bytes
 from mixshow.fusion.statistics_file import SUFFIX, write_statistics
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
-from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.fuse_members import read_member
 from mixshow.recipes.memory import check_memory
 
 
@@ -48,10 +47,8 @@ def record_statistics(
     if (options.concept is None) != captions:
         expected = "a concept or --captions" if options.concept is None else "no concept beside --captions"
         raise OptionsError(source, [f"concept: expected {expected}, found {options.concept or 'neither'}"])
-    member = None if options.concept is None else _member(options, options.concept)
     base = load_base(options.base, vae=options.vae, device=device_named(options.device))
-    if member is not None:
-        _check_fit(base, member)
+    member = None if options.concept is None else _member(options, options.concept, base)
     collection, ordinary = collection_of(options.statistics), options.captions or CAPTIONS
     kinds = [kind for kind in options.layers if member is not None or kind != OWN]
     layers = covered_layers(base, member, kinds, biases=options.biases)
@@ -71,19 +68,9 @@ def record_statistics(
     return output
 
 
-def _member(options: StatisticsFileOptions, file: Path) -> Member:
-    concept = read_concept(file)
-    if options.tokens is not None:
-        concept = renamed(concept, concept_words(options.tokens))
-    return Member(concept, text_encoder=options.text_encoder, unet=options.unet, alpha=options.alpha)
-
-
-def _check_fit(base: Base, member: Member) -> None:
-    try:
-        ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
-    except MixshowError as error:
-        raise MixshowError(f"{member.concept.source}: {error}") from error
-    member.changes(base)
+def _member(options: StatisticsFileOptions, file: Path, base: Base) -> Member | None:
+    told = ("embedding", "trigger", "missing_alpha", "alpha", "text_encoder", "unet", "tokens")
+    return read_member(ConceptOptions(file, **{name: getattr(options, name) for name in told}), base)
 
 
 def _beside(concept: Path | None) -> Path:

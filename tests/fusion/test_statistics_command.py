@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mixshow.cli.main import EXIT_USER_ERROR, main
-from mixshow.config.fuse import StatisticsOptions
 from mixshow.config.load import load
+from mixshow.config.recording import StatisticsOptions
 from mixshow.config.statistics import StatisticsFileOptions
 from mixshow.core.files import read_safetensors, write_safetensors
 from mixshow.edlora.concept import save_concept
@@ -79,6 +79,15 @@ def test_fusing_from_files_is_fusing_that_records(stage: Path, monkeypatch: pyte
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-7, msg=key)
     assert not list(stage.glob(".*"))
+
+
+def test_a_network_by_its_trigger(stage: Path, tiny: Base, capsys: pytest.CaptureFixture[str]) -> None:
+    write_safetensors("plain.safetensors", tiny_concept(tiny, "cat").network)
+    assert record("plain.safetensors", "trigger=red hat") == 0
+    concept = "file: plain.safetensors, statistics: plain.stats.safetensors"
+    assert main([*FUSE, f"concepts=[{{{concept}, trigger: red hat}}]", "anchor.weight=0"]) == 0
+    assert main([*FUSE, f"concepts=[{{{concept}, trigger: blue hat}}]", "anchor.weight=0"]) == EXIT_USER_ERROR
+    assert "of the concept red hat, not of blue hat" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,7 +189,7 @@ def test_options_are_checked(stage: Path, capsys: pytest.CaptureFixture[str]) ->
         (["duck.safetensors", "layers=[everything]"], "layers[0]: expected one of own, all"),
         (["duck.safetensors", "--out", "x.bin"], "expected a name that ends in .safetensors"),
         (["duck.safetensors", "captions=['a']"], "captions: are for the base's own"),
-        (["nowhere.safetensors"], "no such concept file"),
+        (["nowhere.safetensors"], "no such concept or network file"),
         (["--captions", "layers=[own]"], "layers: own are none of this base"),
     ):
         assert record(*arguments) == EXIT_USER_ERROR, arguments
