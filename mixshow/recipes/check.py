@@ -17,6 +17,7 @@ from mixshow.models.schedule import scheduler_class
 from mixshow.recipes.networks import missing_networks
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
+from mixshow.sampling.detect import detector_problem
 from mixshow.sampling.scene import Scene
 
 
@@ -90,4 +91,6 @@ def _missing_models(options: SceneOptions) -> list[str]:
         found["vae"] = source_problem(options.vae)
     if options.pose is not None:
         found["pose.adapter"] = adapter_problem(options.pose.adapter)
+        if options.pose.photo is not None:
+            found["pose"] = detector_problem(options.pose.detector, options.pose.detector_model)
     return [f"{name}: {problem}" for name, problem in found.items() if problem]

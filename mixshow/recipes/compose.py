@@ -23,6 +23,7 @@ from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.check import check_options
 from mixshow.recipes.networks import put_networks_on
+from mixshow.recipes.pose import with_photo_read
 from mixshow.recipes.region_networks import region_networks
 from mixshow.recipes.running import running_previews
 from mixshow.recipes.scene import check_scene, read_scene
@@ -116,6 +117,7 @@ def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
         OptionsError: everything that is wrong with them.
     """
     options, _ = read_scene_file(path, overrides)
+    options = with_photo_read(options)
     problems: list[str] = []
     scene, _ = read_scene(options, problems)
     if scene.size is None:
@@ -158,6 +160,8 @@ def compose_options(
         OptionsError: everything that is wrong with the scene.
     """
     checked = check_options(options, source)
+    if options.pose is not None and options.pose.photo is not None:
+        checked = check_options(with_photo_read(options), source)
     scene, resolved, concepts = checked.scene, checked.options, checked.concepts
     bare = base or load_base(options.model, vae=options.vae, device=device_named(options.device))
     with Attachment() as attachment:

@@ -52,7 +52,8 @@ class Scene:
         reading: how all prompts are read.
         rescale: of guidance; see `guided`.
         second: a larger pass behind the first, or None.
-        start: a picture to begin from, or None; of the second pass's size it takes the first one's place.
+        start: a picture to begin from, or None. One of the second pass's size is made there alone; of one of which
+            regions are made again, these go through both passes.
     """
 
     prompt: str
