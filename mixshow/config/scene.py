@@ -3,61 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
 
+from mixshow.config.isolation import IsolateOptions
 from mixshow.config.load import Section, option
+from mixshow.config.network import NetworkOptions
+from mixshow.config.passes import HiresOptions, ImageOptions
+from mixshow.config.pose import PoseOptions
 from mixshow.config.region import RegionOptions
 from mixshow.config.seeds import parse_seeds
 from mixshow.core.errors import MixshowError
 
-Point = list[float]
 _CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
 
 
 @dataclasses.dataclass(frozen=True)
-class PoseOptions(Section):
-    """Where the people stand: exactly one of `image`, `json`, `people` and `png`."""
-
-    image: Path | None = option("an OpenPose picture; scaled to fit the scene", None)
-    json: Path | None = option("OpenPose JSON, or a PNG that carries key points; scaled to fit the scene", None)
-    people: list[list[Point | None]] | None = option(
-        "for each person 18 COCO points [x, y] or [x, y, visible], null where not seen; fractions when none is above 1",
-        None,
-    )
-    png: str | None = option("an OpenPose picture in base64, as pictures that mixshow made carry it", None)
-    adapter: str = option("'puppets', a folder or a hub id of a T2I-Adapter for poses", "puppets")
-    weight: float = option("factor on the adapter's features; 0: without", 1.0)
-    span: tuple[float, float] = option("part of the steps in which it counts, 0.0 to 1.0", (0.0, 1.0))
-
-    def problems(self) -> list[str]:
-        given = [name for name in ("image", "json", "people", "png") if getattr(self, name) is not None]
-        found = []
-        if len(given) != 1:
-            found.append(f"expected one of image, json and people, found {' and '.join(given) or 'none'}")
-        if self.people is not None and not self.people:
-            found.append("people: expected at least one person, found none; leave pose out for a scene without")
-        if not 0 <= self.span[0] < self.span[1] <= 1:
-            found.append(f"span: expected two numbers such as [0.0, 0.6], found {list(self.span)}")
-        return found
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkOptions(Section):
-    file: Path = option("a network file of any algorithm, of kohya's programs, LyCORIS or this one")
-    strength: float = option("factor on its change; 0: none", 1.0)
-    missing_alpha: Literal["error", "rank"] = option(
-        "a file that does not tell its scale: refuse it, or take alpha = rank as most programs do", "error"
-    )
-
-    def problems(self) -> list[str]:
-        return (
-            [] if math.isfinite(self.strength) else [f"strength: expected a number such as 0.8, found {self.strength}"]
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class SceneOptions(Section):
     prompt: str = option("the whole picture; what no region covers follows it")
@@ -66,6 +28,9 @@ class SceneOptions(Section):
     vae: str | None = option("another place to take the autoencoder from", None)
     concepts: list[Path] = option("concept files to attach to the model", factory=list)
     strengths: list[float] | None = option("one factor per concept on its network; null: 1", None)
+    concept_networks: Literal["everywhere", "regions"] = option(
+        "where the networks of 'concepts' act: everywhere, or only in the regions that name the concept", "everywhere"
+    )
     networks: list[NetworkOptions] = option("network files that change the model beside the concepts", factory=list)
     merge_networks: bool = option("put 'networks' into the model's weights instead of attaching them", False)
     size: tuple[int, int] | None = option(
@@ -78,12 +43,22 @@ class SceneOptions(Section):
     )
     negative_prompt: str = option("what the picture should not show", "")
     common_negative: str | None = option("put behind every negative prompt, the scene's and the regions'", None)
+    prompt_weights: bool = option("(words:1.3), (words), [words] and BREAK mean something; false: they are text", True)
+    long_prompts: Literal["windows", "cut"] = option(
+        "what does not fit the text encoder's window: read in further ones, or cut, as published", "windows"
+    )
+    clip_skip: int = option("last layers that the text encoders leave out, beyond what the model itself does", 0)
     region_schedule: list[tuple[float, float]] = option(
         "[[from, factor], ...]: from which part of the steps on regions' prompts count by which factor, 0.0 to 1.0; "
         "the base prompt has the rest",
         factory=list,
     )
     pose: PoseOptions | None = option("where people stand and how; null: free", None)
+    boxes: Literal["from_pose"] | None = option(
+        "regions without a shape get boxes around the pose's people: the one a region or its concept names, the others "
+        "in order",
+        None,
+    )
     regions: list[RegionOptions] = option("parts of the picture with their own prompts", factory=list)
     rewrite: str | None = option(
         "regions as Mix-of-Show writes them: [prompt]-*-[negative]-*-[top, left, bottom, right]|...", None
@@ -99,15 +74,22 @@ class SceneOptions(Section):
         "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
         None,
     )
+    isolate: IsolateOptions | None = option("keeps regions apart in self-attention; null: they see each other", None)
+    guard: bool = option("regions' concept tokens are attended to from their regions only, in every prompt", False)
+    image: ImageOptions | None = option("a picture to begin from, in all of it or in some regions; null: noise", None)
+    hires: HiresOptions | None = option("a second, larger pass over each picture; null: none", None)
     seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
     batch_size: int = option("pictures denoised together; more need more memory", 1)
     steps: int = option("denoising steps", 25)
     guidance: float = option("classifier-free guidance; 1: none", 7.5)
+    cfg_rescale: float = option("how far guidance is brought back to the contrast of the plain prediction, 0 to 1", 0.0)
     scheduler: str = option("a scheduler class of diffusers", "DPMSolverMultistepScheduler")
     scheduler_options: dict[str, Any] = option("options of that scheduler", factory=dict)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("number type of the UNet's arithmetic", "auto")
     device: str = option("'auto', 'cpu', 'cuda', 'cuda:1', ...", "auto")
     grid: bool = option("with several seeds also write NAME_grid.png", False)
+    previews: int = option("every so many steps write how far the pictures are to NAME_running.png; 0: never", 0)
+    sheet: bool = option("also write all pictures with their options to NAME.html", False)
 
     @property
     def seed_list(self) -> list[int]:
@@ -138,9 +120,10 @@ class SceneOptions(Section):
         sources = self._region_sources()
         if self.strengths is not None and len(self.strengths) != len(self.concepts):
             found.append(f"strengths: expected one per concept ({len(self.concepts)}), found {len(self.strengths)}")
-        if self.size is None and (sources or self.pose):
+        if self.size is None and (sources or self.pose or self.image or self.hires):
             found.append(
-                "size: expected [width, height] in pixels, which a scene with regions or a pose needs; found none"
+                "size: expected [width, height] in pixels, which a scene with regions, a pose, an image or a second "
+                "pass needs; found none"
             )
         if self.size is not None and min(self.size) <= 0:
             found.append(f"size: expected [width, height] in pixels, found {list(self.size)}")
@@ -154,6 +137,14 @@ class SceneOptions(Section):
             )
             if value < 1
         ]
+        if self.previews < 0:
+            found.append(f"previews: expected 0 or more steps, found {self.previews}")
+        if self.image is not None and self.image.redo and not sources:
+            found.append("image.redo: expected regions in the scene, found none")
+        if not 0 <= self.cfg_rescale <= 1:
+            found.append(f"cfg_rescale: expected 0 to 1, found {self.cfg_rescale}")
+        if self.clip_skip < 0:
+            found.append(f"clip_skip: expected 0 or more layers, found {self.clip_skip}")
         if self.output.suffix.lower() != ".png":
             found.append(f"output: expected a .png file, found '{self.output}'")
         return found
@@ -182,23 +173,33 @@ class SceneOptions(Section):
             shape = region.shape
             if self.cells and shape:
                 found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
-            elif shape is None and not self.cells:
+            elif shape is None and not self.cells and not self.boxes:
                 found.append(
-                    f"regions[{i}]: expected one of box, polygon, mask and colour (in quotes), or a layout for all "
-                    "regions; found none"
+                    f"regions[{i}]: expected one of box, polygon, mask, colour (in quotes), person and from: "
+                    "attention, or a layout or boxes: from_pose for all regions; found none"
                 )
             elif shape == "colour" and self.masks is None:
                 found.append(f"regions[{i}].colour: expected a colour-coded picture in 'masks', found none")
             if region.feather and self.edges == "hard":
                 found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
+        found += self._box_problems()
+        after = sorted({region.after for region in self.regions if region.from_})
+        if len(after) > 1:
+            found.append(f"regions: expected one number of steps in the 'after' of all regions, found {after}")
+        if after and after[-1] >= self.steps:
+            found.append(f"regions: expected an 'after' below the {self.steps} steps of the scene, found {after[-1]}")
+        if after and (self.image or self.hires):
+            found.append("regions: expected areas beside 'image' and 'hires', found from: attention")
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
-        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule")
+        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule", "isolate", "guard")
         found += [
             f"{name}: expected regions, without which it says nothing; found none"
             for name in alone
             if getattr(self, name) and not sources
         ]
+        if self.concept_networks == "regions" and not (self.concepts and sources):
+            found.append("concept_networks: expected 'concepts' and regions to direct them to, found none")
         starts = [start for start, _ in self.region_schedule]
         if any(not (0 <= start < 1 and 0 <= factor <= 1) for start, factor in self.region_schedule):
             found.append(
@@ -210,3 +211,18 @@ class SceneOptions(Section):
         if self.cells and not self.regions:
             found.append(f"layout: expected regions for the cells of '{self.cells}', found none")
         return found
+
+    def _box_problems(self) -> list[str]:
+        """What is wrong with boxes from the pose."""
+        persons = [f"regions[{i}].person" for i, region in enumerate(self.regions) if region.person is not None]
+        asking = ["boxes", *persons] if self.boxes else persons
+        if not asking:
+            return []
+        if self.pose is None or not self.pose.has_points:
+            expected = "expected a pose with key points (people, json or photo)"
+            return [f"{asking[0]}: {expected}, found {'none' if self.pose is None else 'only a drawn picture'}"]
+        if self.boxes and not self.regions:
+            return ["boxes: expected regions, which people's boxes are for; found none"]
+        if self.boxes and self.cells:
+            return [f"boxes: expected no boxes from the pose beside the layout '{self.cells}'"]
+        return []

@@ -17,6 +17,7 @@ from mixshow.models.schedule import scheduler_class
 from mixshow.recipes.networks import missing_networks
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
+from mixshow.sampling.detect import detector_problem
 from mixshow.sampling.scene import Scene
 
 
@@ -45,7 +46,7 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems = [*_missing_models(options), *missing_networks(options.networks)]
+    problems = [*_missing_models(options), *missing_networks(options)]
     found = None
     if not problems:
         with _noting(problems):
@@ -59,11 +60,15 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
                     found, vocabulary=found.vocabulary.extended(concepts[-1].embeddings, layers=0, first_id=0)
                 )
     known = None if problems or found is None else found.vocabulary.concepts
-    scene, resolved = read_scene(options, problems, known)
+    scene, resolved = read_scene(options, problems, known, None if found is None else found.size_multiple)
     with _noting(problems):
         device_named(options.device)
     with _noting(problems):
-        scheduler_class(options.scheduler, options.scheduler_options)
+        kind = scheduler_class(options.scheduler, options.scheduler_options)
+        if (options.image is not None or options.hires is not None) and not hasattr(kind, "add_noise"):
+            raise MixshowError(
+                f"scheduler: expected one that can begin from a picture, for image or hires, found {kind.__name__}"
+            )
     if found is not None and not problems:
         problems += scene_problems(scene, found.size_multiple, found.vocabulary, options.model)
     if problems:
@@ -86,4 +91,6 @@ def _missing_models(options: SceneOptions) -> list[str]:
         found["vae"] = source_problem(options.vae)
     if options.pose is not None:
         found["pose.adapter"] = adapter_problem(options.pose.adapter)
+        if options.pose.photo is not None:
+            found["pose"] = detector_problem(options.pose.detector, options.pose.detector_model)
     return [f"{name}: {problem}" for name, problem in found.items() if problem]

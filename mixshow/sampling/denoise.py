@@ -13,6 +13,8 @@ from torch import Tensor
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.conditions import Condition
+from mixshow.sampling.guidance import guided
+from mixshow.sampling.original import Original
 from mixshow.sampling.precision import Precision, autocast
 
 Callback = Callable[[dict[str, Any]], object]
@@ -27,6 +29,8 @@ def denoise(
     negative_states: PromptStates | None = None,
     *,
     guidance: float | Tensor = 1.0,
+    rescale: float = 0.0,
+    original: Original | None = None,
     condition: Condition | None = None,
     before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
@@ -42,39 +46,48 @@ def denoise(
         negative_states: what guidance leads away from, of the same shape. None, or a guidance of 1: not computed.
         guidance: the factor on the difference between the two predictions (classifier-free, arXiv 2207.12598), or one
             for each position, `[height, width]`.
+        rescale: of guidance, 0 to 1; see `guided`.
+        original: a picture to begin from; then only the last steps are made, with their own numbers.
         condition: adapter features that are added inside the UNet's down blocks, in both halves.
         before_step: called before each step with its number (from 0) and the number of all.
-        callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`.
+        callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`, and with what
+            the step's prediction was made of: `noisy` (as the UNet read them) and `prediction`.
         generators: one per picture, for schedulers that add noise; without, these draw from torch's global one.
         precision: what the UNet computes in; latents stay in the type they came in.
 
     Returns:
         Denoised latents, shaped like `latents`.
     """
-    guided = negative_states is not None and (isinstance(guidance, Tensor) or guidance != 1.0)
+    with_negative = negative_states is not None and (isinstance(guidance, Tensor) or guidance != 1.0)
     unet = base.unet
     batch = len(latents)
-    text = (PromptStates.joined([negative_states, states]) if guided else states).to(unet.dtype)  # type: ignore[list-item]
+    text = (PromptStates.joined([negative_states, states]) if with_negative else states).to(unet.dtype)  # type: ignore[list-item]
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     keywords = {"generator": list(generators)} if takes_generator and generators is not None else {}
     steps = len(scheduler.timesteps)
-    latents = latents * scheduler.init_noise_sigma
+    noise, first = latents, 0
+    if original is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents, first = original.begin(scheduler, noise), original.first_step(scheduler)
     with layerwise_states(unet):
-        for step, timestep in enumerate(scheduler.timesteps):
+        for step, timestep in list(enumerate(scheduler.timesteps))[first:]:
             if before_step is not None:
                 before_step(step, steps)
-            halves = torch.cat([latents, latents]) if guided else latents
+            halves = torch.cat([latents, latents]) if with_negative else latents
             halves = scheduler.scale_model_input(halves, timestep).to(unet.dtype)
             added = None if condition is None else condition.features_at(step, steps, len(halves))
             with autocast(latents.device, precision):
-                noise = unet(
+                prediction = unet(
                     halves, timestep, **text.for_unet(halves), down_intrablock_additional_residuals=added
                 ).sample
-            noise = noise.to(latents.dtype)
-            if guided:
-                away, towards = noise[:batch], noise[batch:]
-                noise = away + guidance * (towards - away)
-            latents = scheduler.step(noise, timestep, latents, **keywords).prev_sample
+            prediction = prediction.to(latents.dtype)
+            if with_negative:
+                prediction = guided(prediction[:batch], prediction[batch:], guidance, rescale)
+            latents = scheduler.step(prediction, timestep, latents, **keywords).prev_sample
+            if original is not None:
+                latents = original.kept(scheduler, latents, noise, step)
             if callback is not None:
-                callback({"step": step, "steps": steps, "timestep": timestep, "latents": latents})
+                about = {"timestep": timestep, "noisy": halves[:batch], "prediction": prediction}
+                callback({"step": step, "steps": steps, "latents": latents, **about})
     return latents

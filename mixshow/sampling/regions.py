@@ -97,6 +97,7 @@ class Region:
         span: part of the steps in which its prompt acts, from 0.0 to 1.0; outside of it the base prompt does.
         guidance: classifier-free guidance in its area; None: the scene's.
         seed_offset: its area's start noise is that of the picture's seed plus this.
+        tokens: concept tokens it is about; none: those in its prompt.
     """
 
     area: Area
@@ -108,6 +109,7 @@ class Region:
     span: tuple[float, float] = (0.0, 1.0)
     guidance: float | None = None
     seed_offset: int = 0
+    tokens: tuple[str, ...] = ()
 
 
 def region_shares(

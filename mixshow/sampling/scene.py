@@ -8,8 +8,13 @@ from typing import Any
 
 from PIL import Image
 
+from mixshow.models import PromptReading
+from mixshow.sampling.areas import Scaled
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
+from mixshow.sampling.hires import SecondPass
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
+from mixshow.sampling.redo import StartPicture
 from mixshow.sampling.regions import Edges, Region
 
 
@@ -42,6 +47,13 @@ class Scene:
         regions: parts of the picture with their own prompts.
         pose: layout guide, or None.
         edges: how boxes end inside coarse positions.
+        isolation: keeps regions apart in self-attention; None: they see each other.
+        guard: regions' concept tokens are attended to from their regions only.
+        reading: how all prompts are read.
+        rescale: of guidance; see `guided`.
+        second: a larger pass behind the first, or None.
+        start: a picture to begin from, or None. One of the second pass's size is made there alone; of one of which
+            regions are made again, these go through both passes.
     """
 
     prompt: str
@@ -58,10 +70,27 @@ class Scene:
     scheduler: str = DEFAULT_SCHEDULER
     scheduler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     precision: Precision = Precision.AUTO
+    isolation: Isolation | None = None
+    guard: bool = False
+    reading: PromptReading = PromptReading()
+    rescale: float = 0.0
+    second: SecondPass | None = None
+    start: StartPicture | None = None
 
     def __post_init__(self) -> None:
         if self.size is None and (self.regions or self.pose):
             raise ValueError("a scene with regions or a pose needs a size")
+
+    def scaled(self, size: tuple[int, int]) -> Scene:
+        """The same scene in a picture of another size, of one pass."""
+        scene = dataclasses.replace(self, size=size, second=None)
+        if self.size is None or self.size == size:
+            return scene
+        regions = [dataclasses.replace(region, area=Scaled(region.area, self.size)) for region in self.regions]
+        pose = self.pose
+        if pose is not None:
+            pose = dataclasses.replace(pose, picture=pose.picture.resize(size, Image.Resampling.BILINEAR))
+        return dataclasses.replace(scene, regions=tuple(regions), pose=pose)
 
     @property
     def prompts(self) -> list[str]:
