@@ -105,7 +105,7 @@ def test_a_moved_model_and_a_lora_folder(fused: Path, monkeypatch: pytest.Monkey
         (["--reweight", "duck=-1"], "weight: expected more than 0"),
         (["--remove", "duck", "--remove", "fox"], "concepts: expected at least one"),
         (["--add", "duck.safetensors"], "<duck1> is also used by concepts[0]"),
-        (["--add", "nowhere.safetensors"], "no such concept file"),
+        (["--add", "nowhere.safetensors"], "no such concept or network file"),
         (["--remove", "fox", "statistics.steps=2"], "recorded with steps 1, not 2"),
     ],
 )
