@@ -31,10 +31,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from diffusers import UNet2DConditionModel
-from sd15 import random_base
+from sd15 import random_base, random_xl_base
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from mixshow.config.fuse import FuseOptions
 from mixshow.core.stopwatch import PeakMemory, machine, resident_gb
@@ -51,7 +49,6 @@ from mixshow.fusion.statistics_file import SUFFIX, StoredInputs, open_statistics
 from mixshow.lycoris import create_network
 from mixshow.lycoris.naming import file_name
 from mixshow.models import Base, load_base
-from mixshow.models.clip_tokenizer import clip_tokenizer
 
 T = TypeVar("T")
 Recordings = dict[Stage, Statistics]
@@ -63,27 +60,6 @@ PLACEMENTS = {"attention": ATTENTION, "feed-forward": FEED_FORWARD}
 
 
 # --- what is fused
-
-
-def random_xl_base() -> Base:
-    """A base of Stable Diffusion XL's shape."""
-    base = random_base()
-    tokenizer = clip_tokenizer(length=base.topology.max_tokens, pad_with_zero=True)
-    second = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
-        num_attention_heads=20, projection_dim=1280, hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=(5, 10, 20),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-    )  # fmt: skip
-    return dataclasses.replace(
-        base, unet=unet, tokenizer_2=tokenizer, text_encoder_2=CLIPTextModelWithProjection(second)
-    )
 
 
 def concept(base: Base, number: int, endings: Sequence[str]) -> Concept:

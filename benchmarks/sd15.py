@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from mixshow.core.stopwatch import machine, wait_and_weigh
 from mixshow.evaluation.page import markdown_table
@@ -73,6 +74,27 @@ def random_base() -> Base:
         up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
     )  # fmt: skip
     return Base(tokenizer, CLIPTextModel(text), vae, unet, SCHEDULE, source="random")
+
+
+def random_xl_base() -> Base:
+    """A base of Stable Diffusion XL's shape."""
+    base = random_base()
+    tokenizer = clip_tokenizer(length=base.topology.max_tokens, pad_with_zero=True)
+    second = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
+        num_attention_heads=20, projection_dim=1280, hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=(5, 10, 20),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, addition_embed_type="text_time",
+        addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    return dataclasses.replace(
+        base, unet=unet, tokenizer_2=tokenizer, text_encoder_2=CLIPTextModelWithProjection(second)
+    )
 
 
 def training_options(folder: Path, base: Path, side: int, batch: int) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,19 +72,21 @@ def record(
     picture_prompts: Sequence[str],
     words: str = "",
     every: slice = slice(None),
+    advance: Callable[[int], object] | None = None,
 ) -> Statistics:
     """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in.
 
     Args:
         words: by which the prompts name the concept; ordinary ones among them count as concept tokens do.
         every: which of the prompts; where it takes none, there are no statistics.
+        advance: called with the number of pictures after each of their denoising steps.
     """
     if stage is Stage.TEXT:
         return text_statistics(base, layers, text_prompts[every], padded=collection.every_position)
     if stage is Stage.KEY_VALUE:
         padded, text_prompts = collection.every_position, text_prompts[every]
         return key_value_statistics(base, layers, text_prompts, every_position=padded, words=words)
-    return spatial_statistics(base, layers, picture_prompts, collection, every)
+    return spatial_statistics(base, layers, picture_prompts, collection, every, advance)
 
 
 @torch.no_grad()
@@ -153,12 +156,18 @@ def unpadded_states(base: Base, prompt: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def spatial_statistics(
-    base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection, every: slice = slice(None)
+    base: Base,
+    layers: Sequence[Layer],
+    prompts: Sequence[str],
+    collection: Collection,
+    every: slice = slice(None),
+    advance: Callable[[int], object] | None = None,
 ) -> Statistics:
     """Inputs of UNet layers while pictures of the prompts are denoised, without guidance.
 
     Args:
         every: which of the prompts; start noise goes by a prompt's number among all.
+        advance: as for `record`.
     """
     height, width = latent_size(base, collection.width, collection.height)
     numbers = range(len(prompts))[every]
@@ -170,8 +179,13 @@ def spatial_statistics(
             scheduler = make_scheduler(base)
             scheduler.set_timesteps(collection.steps, device=base.device)
             states = prompt_states(base, [prompts[number] for number in batch])
-            denoise(base, scheduler, start_noise(base, seeds, height, width), states)
+            told = None if advance is None else partial(_tell, advance, len(batch))
+            denoise(base, scheduler, start_noise(base, seeds, height, width), states, callback=told)
     return recorder.statistics()
+
+
+def _tell(advance: Callable[[int], object], pictures: int, _: object) -> None:
+    advance(pictures)
 
 
 def _recorder(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.layers import Layer, Stage
@@ -25,12 +25,14 @@ def record_all(
     collection: Collection,
     captions: Sequence[str] = (),
     every: slice = slice(None),
+    advance: Callable[[int], object] | None = None,
 ) -> Statistics:
     """Statistics by module path.
 
     Args:
         member: whose; None: the base's own, on `captions`.
         every: which of the prompts.
+        advance: called with the number of pictures after each of their denoising steps.
     """
     found: dict[str, LayerInputs] = {}
     with contextlib.nullcontext(base) if member is None else member.in_place(base) as tuned:
@@ -47,8 +49,9 @@ def record_all(
                 )
             words = "" if member is None else member.concept.ordinary_words
             found |= record(
-                tuned, own, stage, collection, text_prompts=text, picture_prompts=pictures, words=words, every=every
-            )
+                tuned, own, stage, collection,
+                text_prompts=text, picture_prompts=pictures, words=words, every=every, advance=advance,
+            )  # fmt: skip
     return found
 
 

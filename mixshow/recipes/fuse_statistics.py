@@ -121,14 +121,17 @@ def gather_statistics(
     opened: dict[str, StatisticsFile] = {}
     waiting = [key for key, each in wanted.items() if each.file is None]
     processes = processes or Processes.alone()
-    with progress_bar(len(waiting), "recording concepts", enabled=bool(waiting) and processes.main) as bar:
+    # A picture's step counts one; text features, which take little beside them, count with the first.
+    steps = {key: _steps(wanted[key], collection, captions, processes.part(i)) for i, key in enumerate(wanted)}
+    total = sum(steps[key] for key in waiting)
+    with progress_bar(total, "recording concepts", enabled=bool(waiting) and processes.main) as bar:
         for number, (key, each) in enumerate(wanted.items()):
             if each.file is None:
-                every = processes.part(number)
-                found = record_all(base, each.member, layers, collection, captions, every)
+                every, until = processes.part(number), bar.n + steps[key]
+                found = record_all(base, each.member, layers, collection, captions, every, bar.update)
                 found = summed(found, processes, base.device, collection.kept_rows)
                 opened[key] = _written(folder, each, found, layers, processes)
-                bar.update()
+                bar.update(until - bar.n)  # where no layer needed pictures
             else:
                 opened[key] = each.file
     stored: dict[str, Mapping[str, StoredInputs]] = {
@@ -195,6 +198,12 @@ def _left(base: Base, path: Path, origin: Origin, layers: Sequence[Layer]) -> St
     if file is not None:
         log.info("%s: recorded by an interrupted run", path)
     return file
+
+
+def _steps(wanted: _Wanted, collection: Collection, captions: Sequence[str], every: slice) -> int:
+    """Denoising steps of all pictures that this process records."""
+    pictures = captions if wanted.member is None else collection.picture_prompts
+    return collection.steps * len(pictures[every])
 
 
 def _written(
