@@ -26,7 +26,6 @@ PUBLISHED: Mapping[str, Any] = {
 }
 Method = Literal[
     "solve",
-    "constrained",
     "sum",
     "average",
     "svd",
@@ -36,6 +35,7 @@ Method = Literal[
     "dare_ties",
     "orthogonal",
     "subspace",
+    "constrained",
 ]
 SOLVING = ("solve", "constrained", "subspace")  # methods that solve layer by layer on recorded inputs
 UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
