@@ -20,7 +20,6 @@ _CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
 
 
 @dataclasses.dataclass(frozen=True)
-@dataclasses.dataclass(frozen=True)
 class SceneOptions(Section):
     prompt: str = option("the whole picture; what no region covers follows it")
     output: Path = option("PNG to write; with several seeds NAME_seedN.png")
