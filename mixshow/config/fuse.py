@@ -27,7 +27,6 @@ PUBLISHED: Mapping[str, Any] = {
 }
 Method = Literal[
     "solve",
-    "constrained",
     "sum",
     "average",
     "svd",
@@ -37,6 +36,7 @@ Method = Literal[
     "dare_ties",
     "orthogonal",
     "subspace",
+    "constrained",
 ]
 SOLVING = ("solve", "constrained", "subspace")  # methods that solve layer by layer on recorded inputs
 UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
