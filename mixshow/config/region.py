@@ -32,6 +32,10 @@ class RegionOptions(Section):
     end: float = option("up to which part of the steps its prompt acts; behind it, the base prompt", 1.0)
     guidance: float | None = option("classifier-free guidance in its area; null: the scene's", None)
     seed_offset: int = option("its area starts from the noise of the picture's seed plus this", 0)
+    condition_weights: list[float] = option(
+        "factors on the weights of the scene's conditions in its area, in their order, the pose's behind them",
+        factory=list,
+    )
     feather: float = option(
         "width of a soft border, half of it outside: pixels, or a fraction of the shorter side when below 1", 0.0
     )
@@ -58,6 +62,8 @@ class RegionOptions(Section):
             found.append(f"guidance: expected 1 or more, found {self.guidance}")
         if not math.isfinite(self.priority):
             found.append(f"priority: expected a number, found {self.priority}")
+        if not all(map(math.isfinite, self.condition_weights)):
+            found.append(f"condition_weights: expected numbers, found {self.condition_weights}")
         if not 0 < self.weight < math.inf:
             found.append(f"weight: expected a number above 0, found {self.weight}")
         return found

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from mixshow.config.condition import ConditionOptions
 from mixshow.config.load import Section, option
 from mixshow.config.region import RegionOptions
 from mixshow.config.seeds import parse_seeds
@@ -84,6 +85,7 @@ class SceneOptions(Section):
         factory=list,
     )
     pose: PoseOptions | None = option("where people stand and how; null: free", None)
+    conditions: list[ConditionOptions] = option("pictures that guide the layout, beside the pose", factory=list)
     regions: list[RegionOptions] = option("parts of the picture with their own prompts", factory=list)
     rewrite: str | None = option(
         "regions as Mix-of-Show writes them: [prompt]-*-[negative]-*-[top, left, bottom, right]|...", None
@@ -138,10 +140,18 @@ class SceneOptions(Section):
         sources = self._region_sources()
         if self.strengths is not None and len(self.strengths) != len(self.concepts):
             found.append(f"strengths: expected one per concept ({len(self.concepts)}), found {len(self.strengths)}")
-        if self.size is None and (sources or self.pose):
+        if self.size is None and (sources or self.pose or self.conditions):
             found.append(
-                "size: expected [width, height] in pixels, which a scene with regions or a pose needs; found none"
+                "size: expected [width, height] in pixels, which a scene with regions, a pose or conditions needs; "
+                "found none"
             )
+        there = len(self.conditions) + (self.pose is not None)
+        found += [
+            f"regions[{i}].condition_weights: expected one for each of {there} conditions (the pose is the last), "
+            f"found {len(region.condition_weights)}"
+            for i, region in enumerate(self.regions)
+            if len(region.condition_weights) > there
+        ]
         if self.size is not None and min(self.size) <= 0:
             found.append(f"size: expected [width, height] in pixels, found {list(self.size)}")
         found += self._seed_problems()

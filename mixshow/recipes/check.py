@@ -14,6 +14,7 @@ from mixshow.models.base import source_problem
 from mixshow.models.device import device_named
 from mixshow.models.glance import glance_at
 from mixshow.models.schedule import scheduler_class
+from mixshow.recipes.conditions import missing_readers, unfit_readers
 from mixshow.recipes.networks import missing_networks
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
@@ -25,7 +26,7 @@ class CheckedScene:
     """A scene in which nothing was found to be wrong.
 
     Attributes:
-        options: hold all of it: they name no files of regions or poses any more.
+        options: hold all of it: they name no files of regions, poses or conditions any more.
         concepts: those that are attached to its model.
     """
 
@@ -45,11 +46,12 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems = [*_missing_models(options), *missing_networks(options.networks)]
+    problems = [*_missing_models(options), *missing_networks(options.networks), *missing_readers(options)]
     found = None
     if not problems:
         with _noting(problems):
             found = glance_at(options.model, vae=options.vae)
+            problems += unfit_readers(options, found.unet) if found.unet is not None else []
     concepts = []
     for i, path in enumerate(options.concepts):
         with _noting(problems, f"concepts[{i}]: "):

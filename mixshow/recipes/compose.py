@@ -22,6 +22,7 @@ from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.check import check_options
+from mixshow.recipes.conditions import load_readers
 from mixshow.recipes.networks import put_networks_on
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.sampling.compose import compose
@@ -131,6 +132,7 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
 def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Batches of seeds with their pictures, each as soon as it is done."""
     adapter = load_adapter(options.pose.adapter, base) if options.pose is not None else None
+    readers = load_readers(options, base)
     with progress_bar(len(options.seed_list), "pictures") as bar:
         for start in range(0, len(options.seed_list), options.batch_size):
             batch = options.seed_list[start : start + options.batch_size]
@@ -140,7 +142,9 @@ def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[
 
             yield (
                 batch,
-                compose(base, scene, seeds=batch, adapter=adapter, batch_size=len(batch), callback=show),
+                compose(
+                    base, scene, seeds=batch, adapter=adapter, readers=readers, batch_size=len(batch), callback=show
+                ),
             )
 
 

@@ -168,6 +168,7 @@ def _region(entry: RegionOptions, area: Area, options: SceneOptions) -> Region:
         span=(entry.start, entry.end),
         guidance=entry.guidance,
         seed_offset=entry.seed_offset,
+        condition_weights=tuple(entry.condition_weights),
     )
 
 

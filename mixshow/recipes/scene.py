@@ -11,6 +11,7 @@ import numpy as np
 from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base, ConceptVocabulary
+from mixshow.recipes.conditions import read_conditions
 from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.openpose import (
@@ -31,14 +32,14 @@ from mixshow.sampling.scene import PoseGuide, Scene
 def read_scene(
     options: SceneOptions, problems: list[str], concepts: Mapping[str, str] | None = None
 ) -> tuple[Scene, SceneOptions]:
-    """Read poses and regions; nothing slow is loaded.
+    """Read poses, conditions and regions; nothing slow is loaded.
 
     Args:
         concepts: see `read_regions`.
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
-        The scene, and options that hold all of it: they name no files of poses or regions any more.
+        The scene, and options that hold all of it: they name no files of those any more.
     """
     regions, options = read_regions(options, problems, concepts)
     guide = None
@@ -47,12 +48,14 @@ def read_scene(
             guide, options = _pose(options, options.size)
         except MixshowError as error:
             problems.append(f"pose: {error}")
+    conditions, options = read_conditions(options, problems)
     scene = Scene(
         prompt=options.prompt,
         size=options.size,
         negative_prompt=with_common_negative(options.negative_prompt, options.common_negative),
         regions=tuple(regions),
         pose=guide,
+        conditions=conditions,
         edges=Edges(options.edges or Edges.HARD),
         base_prompt=options.base_prompt,
         background_prompt=options.background_prompt,

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from mixshow.models import Base
-from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
 from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
-from mixshow.sampling.scene import Scene
+from mixshow.sampling.scene import ConditionReader, Scene
+from mixshow.sampling.scene_guide import scene_guide
 
 
 @torch.no_grad()
@@ -25,6 +25,7 @@ def compose(
     *,
     seeds: Sequence[int],
     adapter: T2IAdapter | None = None,
+    readers: Sequence[ConditionReader] = (),
     batch_size: int = 1,
     callback: Callback | None = None,
 ) -> list[Image.Image]:
@@ -32,6 +33,7 @@ def compose(
 
     Args:
         adapter: reads the scene's pose; needed when it has one.
+        readers: the network that reads each of the scene's conditions.
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
             same batch.
         callback: see `denoise`.
@@ -57,12 +59,8 @@ def compose(
     )
     states = plan.encode(base, guided=scene.guided)
     whole = states[:, plan.base_text : plan.base_text + 1]
-    condition = None
-    if scene.pose is not None:
-        if adapter is None:
-            raise ValueError("a scene with a pose needs an adapter")
-        condition = adapter_condition(adapter, [scene.pose.picture], weight=scene.pose.weight, span=scene.pose.span)
-    guidance = scene.guidance if scene.guided_alike else _guidance_map(plan, scene.guidance, grid).to(base.device)
+    condition = scene_guide(scene, plan, grid, adapter, readers)
+    guidance = scene.guidance if scene.guided_alike else guidance_map(plan, scene.guidance, grid).to(base.device)
     pictures: list[Image.Image] = []
     with regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext():
         for start in range(0, len(seeds), batch_size):
@@ -87,7 +85,7 @@ def compose(
     return pictures
 
 
-def _guidance_map(plan: RegionPlan, guidance: float, grid: tuple[int, int]) -> Tensor:
+def guidance_map(plan: RegionPlan, guidance: float, grid: tuple[int, int]) -> Tensor:
     """The guidance of each latent position, `[rows, columns]`: the mean of what its regions ask for."""
     factors = [guidance, *(guidance if region.guidance is None else region.guidance for region in plan.regions)]
     return torch.einsum("r,rhw->hw", torch.tensor(factors, dtype=torch.float64), plan.shares(*grid)).float()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base, PromptStates
-from mixshow.sampling.conditions import Condition
+from mixshow.sampling.guide import Guide, Reading
 from mixshow.sampling.precision import Precision, autocast
 
 Callback = Callable[[dict[str, Any]], object]
@@ -27,7 +27,7 @@ def denoise(
     negative_states: PromptStates | None = None,
     *,
     guidance: float | Tensor = 1.0,
-    condition: Condition | None = None,
+    condition: Guide | None = None,
     before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
     generators: Sequence[torch.Generator] | None = None,
@@ -42,9 +42,10 @@ def denoise(
         negative_states: what guidance leads away from, of the same shape. None, or a guidance of 1: not computed.
         guidance: the factor on the difference between the two predictions (classifier-free, arXiv 2207.12598), or one
             for each position, `[height, width]`.
-        condition: adapter features that are added inside the UNet's down blocks, in both halves.
+        condition: what is added inside the UNet beside text: one condition, or several `Together`.
         before_step: called before each step with its number (from 0) and the number of all.
-        callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`.
+        callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`; when it puts others
+            there, the next step goes on from these.
         generators: one per picture, for schedulers that add noise; without, these draw from torch's global one.
         precision: what the UNet computes in; latents stay in the type they came in.
 
@@ -65,16 +66,17 @@ def denoise(
                 before_step(step, steps)
             halves = torch.cat([latents, latents]) if guided else latents
             halves = scheduler.scale_model_input(halves, timestep).to(unet.dtype)
-            added = None if condition is None else condition.features_at(step, steps, len(halves))
             with autocast(latents.device, precision):
-                noise = unet(
-                    halves, timestep, **text.for_unet(halves), down_intrablock_additional_residuals=added
-                ).sample
+                reading = Reading(halves, timestep, text, step, steps, guided)
+                added = {} if condition is None else condition.for_unet(reading)
+                noise = unet(halves, timestep, **text.for_unet(halves), **added).sample
             noise = noise.to(latents.dtype)
             if guided:
                 away, towards = noise[:batch], noise[batch:]
                 noise = away + guidance * (towards - away)
             latents = scheduler.step(noise, timestep, latents, **keywords).prev_sample
             if callback is not None:
-                callback({"step": step, "steps": steps, "timestep": timestep, "latents": latents})
+                told = {"step": step, "steps": steps, "timestep": timestep, "latents": latents}
+                callback(told)
+                latents = told["latents"]
     return latents

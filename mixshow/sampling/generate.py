@@ -14,6 +14,7 @@ from mixshow.core.seeding import torch_generator
 from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
 from mixshow.sampling.conditions import Condition
 from mixshow.sampling.denoise import Callback, denoise
+from mixshow.sampling.guide import Guide
 from mixshow.sampling.precision import Precision
 
 DEFAULT_SCHEDULER = "DPMSolverMultistepScheduler"
@@ -92,7 +93,7 @@ def pictures_of_states(
     guidance: float | Tensor,
     scheduler: str,
     scheduler_options: Mapping[str, Any] | None = None,
-    condition: Condition | None = None,
+    condition: Guide | None = None,
     noise: Tensor | None = None,
     before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
 from PIL import Image
 
+from mixshow.sampling.areas import Mask
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regions import Edges, Region
@@ -28,6 +30,28 @@ class PoseGuide:
     span: tuple[float, float] = (0.0, 1.0)
 
 
+ConditionReader = T2IAdapter | ControlNetModel | ControlNetUnionModel
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionPicture:
+    """A picture that guides the layout, for an adapter or a ControlNet.
+
+    Attributes:
+        picture: of the scene's size.
+        weight: factor on what it adds.
+        span: part of the steps in which it counts, from 0.0 to 1.0.
+        mask: where it counts; None: everywhere.
+        control_type: of union ControlNets, which kind of picture it is.
+    """
+
+    picture: Image.Image
+    weight: float = 1.0
+    span: tuple[float, float] = (0.0, 1.0)
+    mask: Mask | None = None
+    control_type: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Scene:
     """What to compose.
@@ -41,6 +65,7 @@ class Scene:
         size: (width, height) in pixels; None, the base's native square, only without regions and pose.
         regions: parts of the picture with their own prompts.
         pose: layout guide, or None.
+        conditions: further ones; what all of them add is summed.
         edges: how boxes end inside coarse positions.
     """
 
@@ -49,6 +74,7 @@ class Scene:
     negative_prompt: str = ""
     regions: tuple[Region, ...] = ()
     pose: PoseGuide | None = None
+    conditions: tuple[ConditionPicture, ...] = ()
     edges: Edges = Edges.HARD
     base_prompt: str | None = None
     background_prompt: str | None = None
@@ -60,8 +86,8 @@ class Scene:
     precision: Precision = Precision.AUTO
 
     def __post_init__(self) -> None:
-        if self.size is None and (self.regions or self.pose):
-            raise ValueError("a scene with regions or a pose needs a size")
+        if self.size is None and (self.regions or self.pose or self.conditions):
+            raise ValueError("a scene with regions, a pose or conditions needs a size")
 
     @property
     def prompts(self) -> list[str]:
