@@ -140,14 +140,17 @@ def texts(count: int) -> list[str]:
     return [f"a photo of <hero{i}a> <hero{i}b>, in a park, detailed" for i in range(count)]
 
 
+def tokens_of(count: int) -> list[str]:
+    return [f"<hero{i}{letter}>" for i in range(count) for letter in "ab"]
+
+
 def prepared_base(arguments: argparse.Namespace, count: int) -> Base:
     """A base that knows the tokens of so many characters."""
     base = random_base() if arguments.base == "sd15" else load_base(BUILT_IN)
     for model in (*base.models.values(), base.vae):
         model.eval().requires_grad_(False)
     topology = base.topology
-    tokens = [f"<hero{i}{letter}>" for i in range(count) for letter in "ab"]
-    vectors = {token: torch.randn(topology.layers, topology.text_width) * 0.01 for token in tokens}
+    vectors = {token: torch.randn(topology.layers, topology.text_width) * 0.01 for token in tokens_of(count)}
     return with_concept_tokens(base, vectors)[0].to(arguments.device)
 
 

@@ -101,9 +101,8 @@ def _condition(entry: ConditionOptions, size: Size) -> tuple[ConditionPicture, C
         area = None if mask is None else mask_of(mask)
     except MixshowError as error:
         raise MixshowError(f"mask: {entry.mask or 'mask_png'}: {error}") from error
-    kept = dataclasses.replace(
-        entry, image=None, png=encoded_picture(picture), mask=None, mask_png=mask and encoded_picture(grey(mask))
-    )
+    mask_png = None if mask is None else encoded_picture(grey(mask))
+    kept = dataclasses.replace(entry, image=None, png=encoded_picture(picture), mask=None, mask_png=mask_png)
     return ConditionPicture(picture, entry.weight, entry.span, area, entry.control_type), kept
 
 

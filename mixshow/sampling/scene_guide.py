@@ -32,7 +32,9 @@ def scene_guide(
         raise ValueError("a scene with a pose needs an adapter, and one with conditions a network for each")
     guides: list[Guide] = []
     for i, (condition, reader) in enumerate(zip(scene.conditions, readers)):
-        mask = condition.mask and condition.mask.coverage(*grid, scene.size or (1, 1), Edges.SOFT)
+        mask = None
+        if condition.mask is not None and scene.size is not None:
+            mask = condition.mask.coverage(*grid, scene.size, Edges.SOFT)
         weight = place_weight(condition.weight, plan.shares(*grid), _own(scene, i), mask)
         if isinstance(reader, T2IAdapter):
             guides.append(adapter_condition(reader, [condition.picture], weight=weight, span=condition.span))

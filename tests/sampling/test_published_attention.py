@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.compose_operations import counted, shape_of_base
 from benchmarks.published_attention import PublishedRegion, encode_by_layer, published_attention
 from mixshow.models import Base, PromptStates, make_scheduler
 from mixshow.sampling.denoise import denoise
@@ -45,3 +46,13 @@ def denoised(base: Base, towards: PromptStates, away: PromptStates) -> Tensor:
     scheduler.set_timesteps(2)
     noise = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(0))
     return denoise(base, scheduler, noise, towards, away, guidance=3.0)
+
+
+@pytest.mark.slow
+def test_regions_cost_little_beside_one_prompt() -> None:
+    """Operations of a picture at Stable Diffusion 1.5's size, in the bounds that its time should keep."""
+    costs = counted(shape_of_base(8), [3, 8], 512)
+    whole = {name: text + first + 19 * later for name, (text, first, later) in costs.items()}
+    for name, bound in (("3 regions, hard", 1.1), ("3 regions, soft", 1.1), ("8 regions, hard", 1.25)):
+        assert 1 < whole[name] / whole["one prompt"] < bound
+    assert costs["8 regions, hard"][2] < costs["8 regions, published way"][2]
