@@ -4,7 +4,7 @@
 
 Every options file in options/train/lycoris is trained as `mixshow train` would, once per cast member and seed, and
 samples the prompts that the demo measures with. Identity: pictures in which the judge sees the character. Place:
-pictures in which it sees the place that the prompt names. Seconds: a training run's wall time by its steps.
+pictures in which it sees the place that the prompt names. Seconds: a training run's processor time by its steps.
 
 Stopped, it goes on where it was; what is done is not done again, and `--report` prints what there is.
 """
@@ -78,7 +78,7 @@ class Run:
         if self.figures.is_file():
             return
         log.info("%s: %s, seed %d", self.algo, self.name, self.seed)
-        start = time.perf_counter()
+        start = time.process_time()
         run = train(
             OPTIONS / f"{self.algo}.yml",
             [
@@ -89,9 +89,10 @@ class Run:
                 *(f"data.{part}s={self.cast / part}" for part in ("image", "mask", "caption")),
                 f"train.steps={self.steps}",
                 "sample.prompts=[]",
+                f"checkpoint.every={self.steps}",
             ],
         )
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         assert run is not None
         if run.steps == run.first_step:
             log.warning("%s: trained before without its time; the table leaves the time out", self.folder)
@@ -148,7 +149,7 @@ def report(output: Path, cast: Sequence[str], algos: Sequence[str], runs: Sequen
         own = [run for run in runs if run.algo == algo]
         figures = [read_json(run.figures) for run in own if run.figures.is_file()]
         rows.append([algo, *shares([judged_file(run.folder, pictures) for run in own]), *costs(figures)])
-    header = ["algorithm", "identity (95 %)", "place (95 %)", "parameters", "file, MB", "s per step"]
+    header = ["algorithm", "identity (95 %)", "place (95 %)", "parameters", "file, MB", "processor s per step"]
     seeds = sorted({run.seed for run in runs})
     about = f"{', '.join(cast)}; seeds {seeds}; {runs[0].steps} steps; {pictures} pictures of each character and run"
     return f"{about}\n{markdown_table(header, rows)}"
@@ -162,7 +163,7 @@ def shares(files: Sequence[Path]) -> list[str]:
 
 
 def costs(figures: Sequence[dict[str, Any]]) -> list[str]:
-    """Parameters, size of the file, least seconds of a step."""
+    """Parameters, size of the file, least processor seconds of a step."""
     if not figures:
         return ["-", "-", "-"]
     times = [row["seconds"] for row in figures if row["seconds"] is not None]

@@ -66,3 +66,24 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints of a run that starts anew."""
     for _, place in checkpoint_folders(folder):
         shutil.rmtree(place, ignore_errors=True)
+
+
+def check_agreement(folder: Path, made_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on from checkpoints of other options.
+
+    Args:
+        made_with: options by name, as the checkpoints have them.
+
+    Raises:
+        MixshowError: they differ; the first that does is named.
+    """
+    names = [*now, *(name for name in made_with if name not in now)]
+    # An option that one of them does not know is one that was not there yet, which null stands for.
+    other = [name for name in names if now.get(name) != made_with.get(name)]
+    if other:
+        name = other[0]
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        raise MixshowError(
+            f"{folder}: its checkpoints were made with other options ({name}: {made_with.get(name)}, now "
+            f"{now.get(name)}{more}); restore them to resume, start anew with --no-resume, or choose another output"
+        )

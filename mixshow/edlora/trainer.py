@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
@@ -19,54 +17,19 @@ from mixshow.core.errors import MixshowError
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.attention_maps import concept_positions
-from mixshow.edlora.checkpoint import read_newest_checkpoint, remove_checkpoints, write_checkpoint
+from mixshow.edlora.checkpoint import check_agreement, read_newest_checkpoint, remove_checkpoints, write_checkpoint
 from mixshow.edlora.concept import NETWORK_OPTIONS, TEXT_WIDTHS, Concept
 from mixshow.edlora.data import Encoded, LatentSource, TrainingData
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.interrupt import StepInterrupt
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.edlora.step import LossOptions, StepInputs, training_loss
+from mixshow.edlora.trainer_options import TrainerOptions
 from mixshow.lycoris.blocks import BlockLayout, rate_groups
 from mixshow.lycoris.network import Network
 from mixshow.models.base import Base
 from mixshow.models.prompts import prompt_states
 from mixshow.models.schedule import make_scheduler
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerOptions:
-    """
-    Attributes:
-        steps: optimizer steps.
-        batch_size: pictures per process and forward pass.
-        accumulation: forward passes per optimizer step.
-        rates: learning rates of `embedding`, `text_encoder` and `unet`.
-        block_rates: factors on the UNet's rate, one per block (`lycoris.blocks`); None: 1.
-        schedule: a schedule's name in `diffusers.optimization`.
-        warmup: steps of rising rates.
-        clip_norm: largest norm of all gradients together; None: not clipped.
-        embedding_norm_stop: embeddings freeze for good once their mean norm reaches this; None: never.
-        noise_offset: standard deviation of noise that is equal over a latent channel.
-        checkpoint_every: steps; the last step always writes one.
-        keep: checkpoints that stay.
-    """
-
-    steps: int
-    batch_size: int
-    rates: Mapping[str, float]
-    block_rates: Sequence[float] | None = None
-    accumulation: int = 1
-    schedule: str = "linear"
-    warmup: int = 0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float | None = None
-    embedding_norm_stop: float | None = None
-    noise_offset: float = 0.0
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 1000
-    keep: int = 2
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +274,7 @@ class Trainer:
         state = read_newest_checkpoint(self.folder)
         if state is None:
             return
-        self._check_agreement(state["agreement"])
+        check_agreement(self.folder, state["agreement"], self.agreement)
         self.embedding.load_state_dict(state["embedding"])
         self.network.load_state_dict(state["network"])
         self.optimizer.optimizer.load_state_dict(state["optimizer"])
@@ -323,33 +286,12 @@ class Trainer:
             self._freeze_embeddings(state["frozen_at"])
         log.info("resuming at step %d of %d", self.step, self.options.steps)
 
-    def _check_agreement(self, made_with: Mapping[str, Any]) -> None:
-        names = [*self.agreement, *(name for name in made_with if name not in self.agreement)]
-        # An option that one of them does not know is one that was not there yet, which null stands for.
-        other = [name for name in names if self.agreement.get(name) != made_with.get(name)]
-        if other:
-            name = other[0]
-            more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-            raise MixshowError(
-                f"{self.folder}: its checkpoints were made with other options ({name}: {made_with.get(name)}, now "
-                f"{self.agreement.get(name)}{more}); restore them to resume, start anew with --no-resume, or choose "
-                "another output"
-            )
-
     def _memory_saving(self) -> Attachment:
         attachment = Attachment()
         if self.options.gradient_checkpointing:
             self.base.unet.enable_gradient_checkpointing()
             attachment.add(self.base.unet.disable_gradient_checkpointing)
         return attachment
-
-
-def make_accelerator(mixed_precision: str) -> Accelerator:
-    """An Accelerator for a new run; without the reset accelerate refuses a second one of other precision."""
-    AcceleratorState._reset_state()
-    # Without a GPU accelerate takes several processes for so many single ones unless it is told.
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(mixed_precision=mixed_precision, cpu=several and not torch.cuda.is_available())
 
 
 def _stacked(masks: list[Tensor | None], device: torch.device) -> Tensor | None:

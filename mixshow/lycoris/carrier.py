@@ -57,8 +57,7 @@ class Carrier:
         if not active:
             return self._unchanged(module, *args, **keywords)
         x = args[0] if args else keywords["input"]
-        plain = type(module).forward in _PLAIN_FORWARDS and self.own_forward is None
-        alone = len(active) == 1 and plain and kept(module) is None
+        alone = len(active) == 1 and self._is_plain(module) and kept(module) is None
         if alone and self._in_one_operation(module, x, *active[0]):
             algorithm, multiplier = active[0]
             return algorithm.forward_whole(x, module, multiplier)
@@ -77,6 +76,12 @@ class Carrier:
             and not torch.is_autocast_enabled(x.device.type)
             and algorithm.prefers_weight(module, output_positions(module, x))
         )
+
+    def _is_plain(self, module: nn.Module) -> bool:
+        """Whether the module computes what its class does; other programs leave that method on the instance."""
+        own = self.own_forward
+        left = own is None or (getattr(own, "__self__", None) is module and own.__func__ is type(module).forward)  # type: ignore[attr-defined]
+        return left and type(module).forward in _PLAIN_FORWARDS
 
     def _unchanged(self, module: nn.Module, *args: Any, **keywords: Any) -> Tensor:
         if self.own_forward is not None:

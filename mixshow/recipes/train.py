@@ -11,26 +11,27 @@ import torch
 from omegaconf import OmegaConf
 
 from mixshow.config.load import dump, load, read_yaml, to_plain
-from mixshow.config.train import NetworkOptions, SampleOptions, TrainOptions
+from mixshow.config.train import NetworkOptions, TrainOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.progress import log
 from mixshow.core.seeding import torch_generator
-from mixshow.edlora.captions import bind_concept
 from mixshow.edlora.concept import save_concept
 from mixshow.edlora.data import TrainingData
 from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.initialiser import initial_vectors, parse_initialiser, parse_tokens
-from mixshow.edlora.pictures import Picture, find_pictures
+from mixshow.edlora.pictures import Picture
 from mixshow.edlora.placement import placed_targets
+from mixshow.edlora.processes import make_accelerator
 from mixshow.edlora.step import LossOptions
-from mixshow.edlora.trainer import OnCheckpoint, Trainer, TrainerOptions, TrainingRun, make_accelerator
+from mixshow.edlora.trainer import OnCheckpoint, Trainer, TrainingRun
+from mixshow.edlora.trainer_options import TrainerOptions
 from mixshow.edlora.transforms import TransformOptions
 from mixshow.formats.published_options import is_published, published_train_options
 from mixshow.lycoris import Network, create_network
-from mixshow.models.base import Base, load_base, source_problem
-from mixshow.recipes.blocks import block_table, block_targets
+from mixshow.models.base import Base, load_base
+from mixshow.recipes.blocks import block_targets
 from mixshow.recipes.grids import grid_writer
-from mixshow.recipes.lycoris import outline
+from mixshow.recipes.train_check import check, check_blocks, missing_paths
 
 CONCEPT_FILE, OPTIONS_FILE = "concept.safetensors", "options.yml"
 
@@ -53,7 +54,7 @@ def train(
     if dry_run and missing:  # what a file needs elsewhere makes it no worse a file
         print("\n".join(f"missing: {line}" for line in missing))
     pictures, prompts, problems = check(options)
-    table, wrong_blocks = _blocks(options)
+    table, wrong_blocks = check_blocks(options)
     problems += wrong_blocks
     if dry_run and table:
         print(table)
@@ -70,72 +71,6 @@ def read_options(path: Path, overrides: Sequence[str]) -> TrainOptions:
     if is_published(contents):
         contents = published_train_options(contents, str(path))
     return load(TrainOptions, path, overrides, values=contents)
-
-
-def missing_paths(options: TrainOptions) -> list[str]:
-    """Folders and files that options name and that are not there, one sentence each."""
-    data, prompts = options.data, options.sample.prompts
-    places: dict[Path, list[str]] = {}
-    for name, folder in (
-        ("data.images", data.images),
-        ("data.masks", data.masks),
-        ("data.captions", data.captions),
-    ):
-        if folder is not None and not folder.is_dir():
-            places.setdefault(folder, []).append(name)
-    return [
-        *(
-            f"{name}: {problem}"
-            for name, place in (("base", options.base), ("vae", options.vae))
-            if place is not None and (problem := source_problem(place))
-        ),
-        *(
-            f"{', '.join(names)}: no such {'concept list' if place.suffix == '.json' else 'folder'}: {place}"
-            for place, names in places.items()
-        ),
-        *([f"sample.prompts: no such file: {prompts}"] if isinstance(prompts, Path) and not prompts.is_file() else []),
-    ]
-
-
-def check(options: TrainOptions) -> tuple[list[Picture], list[str], list[str]]:
-    """What options refer to: `(pictures, prompts of the grids, problems)`; nothing slow is loaded.
-
-    What is missing altogether is left to `missing_paths`.
-    """
-    problems: list[str] = []
-    tokens: list[str] = []
-    try:
-        tokens = parse_tokens(options.concept.tokens)
-        parse_initialiser(options.concept.initialiser, tokens)
-    except MixshowError as error:
-        problems.append(f"concept: {error}")
-    data = options.data
-    pictures: list[Picture] = []
-    if all(folder is None or folder.is_dir() for folder in (data.images, data.masks, data.captions)):
-        pictures, found = find_pictures(
-            data.images, masks=data.masks, captions=data.captions, prompt=data.prompt, tokens=tokens
-        )
-        problems += found
-    prompts: list[str] = []
-    try:
-        prompts = [bind_concept(prompt, tokens) for prompt in _grid_prompts(options.sample)]
-    except MixshowError as error:
-        problems.append(str(error))
-    return pictures, prompts, problems
-
-
-def _blocks(options: TrainOptions) -> tuple[str, list[str]]:
-    """The table of the UNet's blocks where options set them one by one, and what is wrong with these options."""
-    if options.network.blocks is None:
-        return "", []
-    try:
-        models = outline(options.base)
-    except MixshowError:  # the base is missing, or its shape can only be read by loading it
-        return "", []
-    try:
-        return block_table(models, options.network, options.train.lr.unet), []
-    except MixshowError as error:
-        return "", [str(error)]
 
 
 def train_concept(
@@ -273,18 +208,6 @@ def _check_size(size: int, base: Base) -> None:
             f"data.size: expected a multiple of {multiple} pixels for base '{base.source}', found {size}; "
             f"take {nearest}"
         )
-
-
-def _grid_prompts(options: SampleOptions) -> list[str]:
-    if not isinstance(options.prompts, Path):
-        return options.prompts
-    if not options.prompts.is_file():
-        return []
-    try:
-        lines = options.prompts.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise MixshowError(f"sample.prompts: {options.prompts} cannot be read as text, one prompt per line") from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _grids(options: TrainOptions, prompts: Sequence[str]) -> OnCheckpoint | None:

@@ -14,8 +14,10 @@ from mixshow.edlora.embedding import ConceptEmbedding
 from mixshow.edlora.initialiser import initial_vectors
 from mixshow.edlora.pictures import find_pictures
 from mixshow.edlora.placement import placed_targets
+from mixshow.edlora.processes import make_accelerator
 from mixshow.edlora.step import LossOptions
-from mixshow.edlora.trainer import Trainer, TrainerOptions, make_accelerator
+from mixshow.edlora.trainer import Trainer
+from mixshow.edlora.trainer_options import TrainerOptions
 from mixshow.edlora.transforms import TransformOptions
 from mixshow.lycoris import create_network
 from mixshow.models.base import Base

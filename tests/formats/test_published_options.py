@@ -9,7 +9,8 @@ import pytest
 from mixshow.cli.main import main
 from mixshow.core.errors import MixshowError
 from mixshow.formats.published_options import read_concept_list
-from mixshow.recipes.train import missing_paths, read_options
+from mixshow.recipes.train import read_options
+from mixshow.recipes.train_check import missing_paths
 
 
 def test_published_training_files_become_our_options(shared_fixtures):
