@@ -12,6 +12,7 @@ from mixshow.config.condition import ConditionOptions
 from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import MixshowError
 from mixshow.models import Base
+from mixshow.recipes.regions import say_size
 from mixshow.sampling.conditions import adapter_problem, check_adapter, load_adapter
 from mixshow.sampling.controlnet import check_controlnet, controlnet_problem, load_controlnet
 from mixshow.sampling.masks import grey, mask_of
@@ -97,6 +98,8 @@ def _condition(entry: ConditionOptions, size: Size) -> tuple[ConditionPicture, C
     mask = read_picture(entry.mask) if entry.mask is not None else None
     if entry.mask_png is not None:
         mask = decoded_picture(entry.mask_png)
+    elif mask is not None:
+        say_size(str(entry.mask), mask, size)
     try:
         area = None if mask is None else mask_of(mask)
     except MixshowError as error:
@@ -114,6 +117,8 @@ def _fitted(picture: Image.Image, size: Size, entry: ConditionOptions) -> Image.
             f"image: {entry.image or 'png'}: expected the aspect ratio of {size[0]}x{size[1]}, found "
             f"{picture.width}x{picture.height}; 'fit: letterbox' or 'fit: stretch' would take it"
         )
-    if entry.fit == "letterbox" and not alike:
+    letterboxed = entry.fit == "letterbox" and not alike
+    say_size(str(entry.image or "png"), picture, size, "letterboxed into" if letterboxed else "stretched over")
+    if letterboxed:
         return fit_picture(picture, size)
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
