@@ -37,6 +37,7 @@ from mixshow.evaluation.page import markdown_table
 from mixshow.models import Base, load_base
 from mixshow.models.base import read_vocabulary
 from mixshow.puppets.backgrounds import BACKGROUNDS, PLACES
+from mixshow.puppets.captions import NUMBERS
 from mixshow.puppets.cast import CAST, member
 from mixshow.puppets.judge import NOBODY, Judge
 from mixshow.puppets.world import WIDE, sample_scene
@@ -164,12 +165,13 @@ def composed(
 ) -> Image.Image:
     """The scene's picture."""
     place = PLACES[scene.background]
-    everyone = " and ".join(concepts[name] for name in scene.cast)
+    together = " and ".join(concepts[name] for name in scene.cast)
+    everyone = together if way == "plain prompt" else f"{NUMBERS[len(scene.cast)]} puppets"
     values: dict[str, Any] = {
         "model": str(arguments.folder),
         "output": "scene.png",
         "size": list(WIDE),
-        "prompt": f"a photo of {everyone if way == 'plain prompt' else 'puppets'}, {place}",
+        "prompt": f"a photo of {everyone}, {place}",
         "pose": {"people": [points.tolist() for points in scene.people], "span": [0.0, POSED]},
         "regions": [
             {"box": list(box), "prompt": f"a photo of {concepts[name]}, {place}"}
