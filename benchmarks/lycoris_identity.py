@@ -25,7 +25,7 @@ from mixshow.evaluation.identity import HELD_OUT_PROMPTS
 from mixshow.evaluation.interval import Share, share_of
 from mixshow.evaluation.page import markdown_table
 from mixshow.models.base import Base, load_base
-from mixshow.puppets.backgrounds import PLACES
+from mixshow.puppets.backgrounds import place_named
 from mixshow.puppets.cast import CAST, write_cast
 from mixshow.puppets.judge import Judge
 from mixshow.recipes.demo import SAMPLES_PER_CHARACTER, character_pictures
@@ -130,16 +130,11 @@ def judged(judge: Judge, base: Base, text: str, name: str, pictures: int, folder
     if path.is_file():
         return
     images = character_pictures(base, text, count=pictures)
-    places = [place_of(HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)]) for i in range(pictures)]
+    places = [place_named(HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)]) for i in range(pictures)]
     seen = [attributes["background"] for attributes in judge.attributes(images)]
     identity = share_of([found == name for found in judge.identities(images)])
     place = share_of([found == wanted for found, wanted in zip(seen, places)])
     write_json(path, {"identity": identity.hits, "place": place.hits, "pictures": pictures})
-
-
-def place_of(prompt: str) -> str:
-    """The place that a prompt names."""
-    return next(place for place, words in PLACES.items() if words in prompt)
 
 
 def report(output: Path, cast: Sequence[str], algos: Sequence[str], runs: Sequence[Run], pictures: int) -> str:

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train one character (ED-LoRA) from an options file",
     "fuse": "fuse several characters into one model",
     "compose": "put characters into one picture: regions, poses, prompts",
+    "scene": "published scenes as options",
     "sample": "pictures of a prompt, with a concept file, a fused model or the plain base",
     "lycoris": "algorithms for networks: their options, and what a preset would change in a model",
     "puppets": "the built-in base: its world, its cast, its measured quality",

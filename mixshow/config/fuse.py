@@ -29,7 +29,14 @@ UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to comp
 
 @dataclasses.dataclass(frozen=True)
 class ConceptOptions(Section):
-    file: Path = option("a concept file: .safetensors of mixshow train, or .pth of Mix-of-Show")
+    file: Path = option(
+        "a concept file of mixshow train or Mix-of-Show, or a network file of kohya, LyCORIS, PEFT, diffusers, ..."
+    )
+    embedding: Path | None = option("tokens for a network file: a file of textual inversion", None)
+    trigger: str | None = option("words by which prompts name it, for a network without tokens: 'sks dog'", None)
+    missing_alpha: Literal["error", "rank"] = option(
+        "a network file that does not tell its scale: refuse it, or take alpha = rank as most programs do", "error"
+    )
     weight: float = option("how much its errors count; only the ratio between concepts matters", 1.0)
     alpha: float = option("strength of its network: scales what it changes, in text encoder and UNet", 1.0)
     text_encoder: float = option("strength of its network on the text encoder", 1.0)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from mixshow.config.condition import ConditionOptions
 from mixshow.config.load import Section, option
+from mixshow.config.passes import HiresOptions, ImageOptions
 from mixshow.config.region import RegionOptions
 from mixshow.config.seeds import parse_seeds
 from mixshow.core.errors import MixshowError
@@ -79,6 +80,11 @@ class SceneOptions(Section):
     )
     negative_prompt: str = option("what the picture should not show", "")
     common_negative: str | None = option("put behind every negative prompt, the scene's and the regions'", None)
+    prompt_weights: bool = option("(words:1.3), (words), [words] and BREAK mean something; false: they are text", True)
+    long_prompts: Literal["windows", "cut"] = option(
+        "what does not fit the text encoder's window: read in further ones, or cut, as published", "windows"
+    )
+    clip_skip: int = option("last layers that the text encoders leave out, beyond what the model itself does", 0)
     region_schedule: list[tuple[float, float]] = option(
         "[[from, factor], ...]: from which part of the steps on regions' prompts count by which factor, 0.0 to 1.0; "
         "the base prompt has the rest",
@@ -101,15 +107,20 @@ class SceneOptions(Section):
         "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
         None,
     )
+    image: ImageOptions | None = option("a picture to begin from, in all of it or in some regions; null: noise", None)
+    hires: HiresOptions | None = option("a second, larger pass over each picture; null: none", None)
     seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
     batch_size: int = option("pictures denoised together; more need more memory", 1)
     steps: int = option("denoising steps", 25)
     guidance: float = option("classifier-free guidance; 1: none", 7.5)
+    cfg_rescale: float = option("how far guidance is brought back to the contrast of the plain prediction, 0 to 1", 0.0)
     scheduler: str = option("a scheduler class of diffusers", "DPMSolverMultistepScheduler")
     scheduler_options: dict[str, Any] = option("options of that scheduler", factory=dict)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("number type of the UNet's arithmetic", "auto")
     device: str = option("'auto', 'cpu', 'cuda', 'cuda:1', ...", "auto")
     grid: bool = option("with several seeds also write NAME_grid.png", False)
+    previews: int = option("every so many steps write how far the pictures are to NAME_running.png; 0: never", 0)
+    sheet: bool = option("also write all pictures with their options to NAME.html", False)
 
     @property
     def seed_list(self) -> list[int]:
@@ -140,10 +151,10 @@ class SceneOptions(Section):
         sources = self._region_sources()
         if self.strengths is not None and len(self.strengths) != len(self.concepts):
             found.append(f"strengths: expected one per concept ({len(self.concepts)}), found {len(self.strengths)}")
-        if self.size is None and (sources or self.pose or self.conditions):
+        if self.size is None and (sources or self.pose or self.conditions or self.image or self.hires):
             found.append(
-                "size: expected [width, height] in pixels, which a scene with regions, a pose or conditions needs; "
-                "found none"
+                "size: expected [width, height] in pixels, which a scene with regions, a pose, conditions, an image or "
+                "a second pass needs; found none"
             )
         there = len(self.conditions) + (self.pose is not None)
         found += [
@@ -164,6 +175,14 @@ class SceneOptions(Section):
             )
             if value < 1
         ]
+        if self.previews < 0:
+            found.append(f"previews: expected 0 or more steps, found {self.previews}")
+        if self.image is not None and self.image.redo and not sources:
+            found.append("image.redo: expected regions in the scene, found none")
+        if not 0 <= self.cfg_rescale <= 1:
+            found.append(f"cfg_rescale: expected 0 to 1, found {self.cfg_rescale}")
+        if self.clip_skip < 0:
+            found.append(f"clip_skip: expected 0 or more layers, found {self.clip_skip}")
         if self.output.suffix.lower() != ".png":
             found.append(f"output: expected a .png file, found '{self.output}'")
         return found

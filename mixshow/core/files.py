@@ -171,6 +171,21 @@ def read_safetensors_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
         raise MixshowError(f"{path}: expected a safetensors file, found something else ({error})") from error
 
 
+def read_safetensors_metadata(path: Path | str) -> Metadata:
+    """The metadata of a safetensors file; its tensors stay on the disk.
+
+    Raises:
+        MixshowError: the file is missing, truncated or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        raise MixshowError(
+            f"{path}: expected a safetensors file, found something else or a truncated one ({error})"
+        ) from error
+
+
 def holds_pickle(path: Path) -> bool:
     """Whether a file is a PyTorch pickle rather than a safetensors file, by its first bytes.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import read_safetensors, write_safetensors
-from mixshow.edlora.embedding import ConceptEmbedding
+from mixshow.edlora.embedding import attach_embeddings
 from mixshow.lycoris import load_network
 from mixshow.models.base import Base
 from mixshow.models.checkpoint import EMBEDDINGS
@@ -35,17 +35,24 @@ class Concept:
         metadata: `base`, `topology` (fingerprint), `class_word`, `options`, ... plain JSON values; `network_options`:
             see `Network.file_options`.
         source: where it was read from, for messages.
+        trigger: words that prompts name it with; empty: its tokens. A network without embeddings needs some.
     """
 
     embeddings: Mapping[str, Tensor]
     network: Mapping[str, Tensor]
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     source: str = ""
+    trigger: str = ""
 
     @property
     def text(self) -> str:
         """How prompts name it: `"<pip1> <pip2>"`."""
-        return " ".join(self.embeddings)
+        return self.trigger or " ".join(self.embeddings)
+
+    @property
+    def ordinary_words(self) -> str:
+        """Its trigger without its concept tokens."""
+        return " ".join(word for word in self.trigger.split() if word not in self.embeddings)
 
 
 def save_concept(concept: Concept, path: Path | str) -> None:
@@ -101,7 +108,7 @@ def attach_concepts(
     try:
         for i, concept in enumerate(concepts):
             try:
-                base, embedding = ConceptEmbedding(concept.embeddings).to(base.device).attach(base)
+                base, embedding = attach_embeddings(base, concept.embeddings)
                 attachment.add(embedding.detach)
                 network = load_network(base.models, concept.network, options=concept.metadata.get(NETWORK_OPTIONS, {}))
             except MixshowError as error:

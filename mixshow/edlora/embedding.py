@@ -77,3 +77,8 @@ class ConceptEmbedding(nn.Module):
 
         attachment.add_hook(table.register_forward_pre_hook(hide_own_ids))
         attachment.add_hook(table.register_forward_hook(insert_own_vectors))
+
+
+def attach_embeddings(base: Base, vectors: Mapping[str, Tensor]) -> tuple[Base, Attachment]:
+    """A base that knows concept tokens, as `ConceptEmbedding.attach` makes it; the base itself where there are none."""
+    return ConceptEmbedding(vectors).to(base.device).attach(base) if vectors else (base, Attachment())

@@ -20,6 +20,7 @@ from mixshow.edlora.concept import Concept
 from mixshow.lycoris.naming import canonical_path, file_name
 from mixshow.models.vocabulary import concept_words
 
+EMBEDDINGS = "new_concept_embedding"
 _PARTS = ("text_encoder", "unet")
 _FACTORS = ("lora_down.weight", "lora_up.weight")
 
@@ -33,18 +34,23 @@ def read_mix_of_show(path: Path | str, *, unet_alpha: float = 1.0, text_encoder_
     Raises:
         MixshowError: missing, truncated, unsafe, or of another form.
     """
-    contents = read_pickled_weights(path)
-    if isinstance(contents, Mapping) and "params" in contents:
-        contents = contents["params"]
-    if not isinstance(contents, Mapping) or "new_concept_embedding" not in contents:
+    contents = parameters_of(read_pickled_weights(path))
+    if EMBEDDINGS not in contents:
         raise MixshowError(
             f"{path}: expected a Mix-of-Show concept file with 'new_concept_embedding', found something else"
         )
-    embeddings = _embeddings(contents["new_concept_embedding"], path)
+    embeddings = _embeddings(contents[EMBEDDINGS], path)
     network: dict[str, Tensor] = {}
     for model, alpha in (("text_encoder", text_encoder_alpha), ("unet", unet_alpha)):
         network |= _network(model, contents.get(model) or {}, alpha, path)
     return Concept(embeddings, network, {"algo": "locon", "from": "mix-of-show"}, str(path))
+
+
+def parameters_of(contents: Any) -> Mapping[str, Any]:
+    """What such a file's pickle holds, by `new_concept_embedding`, `text_encoder`, `unet`; empty for other things."""
+    if isinstance(contents, Mapping) and "params" in contents:
+        contents = contents["params"]
+    return contents if isinstance(contents, Mapping) else {}
 
 
 def write_mix_of_show(concept: Concept, path: Path | str, models: Mapping[str, nn.Module]) -> None:
@@ -62,7 +68,7 @@ def write_mix_of_show(concept: Concept, path: Path | str, models: Mapping[str, n
             f"{concept.source or concept.text}: the Mix-of-Show format holds one text encoder, XL bases have two"
         )
     contents: dict[str, dict[str, Tensor]] = {
-        "new_concept_embedding": {token: vector.float().clone() for token, vector in concept.embeddings.items()}
+        EMBEDDINGS: {token: vector.float().clone() for token, vector in concept.embeddings.items()}
     }
     tensors = dict(concept.network)
     for model in _PARTS:

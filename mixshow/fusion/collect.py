@@ -61,12 +61,18 @@ def record(
     *,
     text_prompts: Sequence[str],
     picture_prompts: Sequence[str],
+    words: str = "",
 ) -> Statistics:
-    """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in."""
+    """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in.
+
+    Args:
+        words: by which the prompts name the concept; ordinary ones among them count as concept tokens do.
+    """
     if stage is Stage.TEXT:
         return text_statistics(base, layers, text_prompts, padded=collection.every_position)
     if stage is Stage.KEY_VALUE:
-        return key_value_statistics(base, layers, text_prompts, every_position=collection.every_position)
+        every = collection.every_position
+        return key_value_statistics(base, layers, text_prompts, every_position=every, words=words)
     return spatial_statistics(base, layers, picture_prompts, collection)
 
 
@@ -85,17 +91,21 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
 
 @torch.no_grad()
 def key_value_statistics(
-    base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool, words: str = ""
 ) -> Statistics:
     """Inputs of cross-attention keys and values: the text states of their own layer.
 
     Args:
-        every_position: all positions of padded prompts; otherwise concept tokens and the end token.
+        every_position: all positions of padded prompts; otherwise concept tokens, the tokens of `words` and the end
+            token.
     """
     read = {(layer.text_layer, layer.extended) for layer in layers}
     statistics: dict[tuple[int | None, bool], LayerStatistics] = {}
     chosen_ids = torch.tensor(
-        [base.tokenizer.eos_token_id, *(number for ids in base.vocabulary.ids.values() for number in ids)]
+        [
+            *(base.tokenizer.eos_token_id, *base.tokenizer(words, add_special_tokens=False).input_ids),
+            *(number for ids in base.vocabulary.ids.values() for number in ids),
+        ]
     )
     for prompt in prompts:
         if every_position:

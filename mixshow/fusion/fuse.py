@@ -168,6 +168,7 @@ def record_stage(
                         tuned, layers, stage, collection,
                         text_prompts=filled(collection.text_prompts, name),
                         picture_prompts=filled(collection.picture_prompts, name),
+                        words=member.concept.ordinary_words,
                     )
                 )  # fmt: skip
             bar.update()

@@ -2,7 +2,7 @@
 
 concept.safetensors                 network and layer-wise embeddings of all tokens, for this program
 pytorch_lora_weights.safetensors    the network alone, for other programs
-embeddings.safetensors              one vector per token, the mean over layers, for other programs
+embeddings.safetensors              one vector per token, the mean over layers, for other programs; if there are any
 embeddings_2.safetensors            the same for the second text encoder of XL
 """
 
@@ -66,7 +66,7 @@ def save_lora_folder(
     with folder_written_atomically(folder) as temporary:
         save_concept(Concept(embeddings, network, about), temporary / CONCEPT_FILE)
         _write_network(base, layers, factors, network, temporary / NETWORK_FILE, naming)
-        for number in range(len(widths)):
+        for number in range(len(widths) if embeddings else 0):
             name = EMBEDDINGS_FILE.format(f"_{number + 1}" if number else "")
             write_safetensors(temporary / name, {token: own[number] for token, own in zip(embeddings, means)})
         for name, contents in (extra or {}).items():

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.edlora.concept import Concept
-from mixshow.edlora.embedding import ConceptEmbedding
+from mixshow.edlora.embedding import attach_embeddings
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.statistics import is_elementwise
 from mixshow.lycoris import Network, load_network
@@ -93,6 +93,10 @@ class Member:
         if not self._loaded or self._loaded[0].models != base.models:
             try:
                 self._loaded[:] = [load_network(base.models, self.concept.network).requires_grad_(False)]
+            except OptionsError as error:
+                name, others = self.concept.source or self.concept.text, len(error.problems) - 1
+                more = f"; {others} other modules or more do not fit either" if others else ""
+                raise MixshowError(f"{name}: does not fit base '{base.source}': {error.problems[0]}{more}") from error
             except MixshowError as error:
                 raise MixshowError(f"{self.concept.source or self.concept.text}: {error}") from error
         return self._loaded[0]
@@ -108,7 +112,7 @@ class Member:
         """
         modules = {layer.path: layer.module for layer in layers_of(base).values()}
         stages = tuple(stages)
-        tuned, embedding = ConceptEmbedding(self.concept.embeddings).to(base.device).attach(base)
+        tuned, embedding = attach_embeddings(base, self.concept.embeddings)
         with embedding, put_in_place(modules, self.changes(base, stages) if stages else {}):
             yield tuned
 

@@ -40,6 +40,7 @@ def report(
         "concepts": [
             {
                 "tokens": list(member.concept.embeddings),
+                "trigger": member.concept.trigger or None,
                 "source": member.concept.source,
                 "weight": member.weight,
                 "alpha": member.alpha,

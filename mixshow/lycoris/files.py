@@ -1,4 +1,4 @@
-"""Network files: kohya's and LyCORIS's safetensors read into tensors by module of a base, and written."""
+"""Network files of all programs read into tensors by module of a base; written as kohya's and LyCORIS's safetensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
-from mixshow.core.files import read_safetensors, write_safetensors
-from mixshow.lycoris import cloneofsimo
+from mixshow.core.files import write_safetensors
+from mixshow.lycoris import cloneofsimo, peft_names
+from mixshow.lycoris.containers import read_tensors
 from mixshow.lycoris.metadata import with_hashes
 from mixshow.lycoris.naming import OFT_PREFIX, NameIndex
 
@@ -48,9 +49,10 @@ def read_network_file(
     """Read a network file, or take its tensors, and find the modules it is for.
 
     Names may be diffusers' or SGM's, with or without `text_model_`, under the prefixes of sd-scripts and LyCORIS;
-    files of the early `lora_diffusion` program, which number the modules, are read too.
+    dotted paths of diffusers and PEFT; or numbers, as in files of the early `lora_diffusion` program.
 
     Args:
+        source: a file, a folder with one, or its tensors.
         missing_alpha: what a module without alpha means, where its algorithm has one: `error`, because its strength
             is unknown; `rank`, a scale of 1 (of a rotation no constraint), which is what most programs take it for.
 
@@ -58,12 +60,14 @@ def read_network_file(
         MixshowError: no readable file; names that mean no module of the base, or two that mean the same one; tensors
             of other things than finite numbers; a scale that cannot be known. The first ten names are in the message.
     """
-    tensors, metadata = (source, {}) if isinstance(source, Mapping) else read_safetensors(source)
+    tensors, metadata = (source, {}) if isinstance(source, Mapping) else read_tensors(source)
     label = "network" if isinstance(source, Mapping) else str(source)
     index = models if isinstance(models, NameIndex) else NameIndex(models)
     try:
         if cloneofsimo.recognises(tensors):
             tensors = cloneofsimo.named(tensors, metadata, index)
+        elif peft_names.recognises(tensors):
+            tensors = peft_names.named(tensors, metadata, index)
         return NetworkFile(_by_module(tensors, index, missing_alpha), metadata, _embeddings(tensors))
     except MixshowError as error:
         raise MixshowError(f"{label}: {error}") from error

@@ -32,7 +32,7 @@ def load_network(
 
     Args:
         models: by the names `unet`, `text_encoder`, `text_encoder_2`; any other name for any other model.
-        source: a file of kohya, LyCORIS or this program, or its tensors, of which there may be none.
+        source: a network file of any program (`read_network_file`), or its tensors, of which there may be none.
         missing_alpha: `rank` reads modules without alpha as most programs do, with a scale of 1; `error` refuses
             them. Algorithms that have none are not concerned.
         options: what the tensors do not tell and the algorithm still needs (T-LoRA's `min_rank` and `rank_power`), one

@@ -23,11 +23,14 @@ def with_concept_tokens(base: Base, embeddings: Mapping[str, Tensor]) -> tuple[B
     The tokens' entries and ids go on from those that are there, one per cross-attention layer and token, in order.
 
     Args:
-        embeddings: for each concept token `[layers, width]`; for two text encoders theirs side by side.
+        embeddings: for each concept token `[layers, width]`; for two text encoders theirs side by side. With none the
+            base stays as it is.
 
     Raises:
         MixshowError: a token is there already, or the embeddings are of other layers or widths.
     """
+    if not embeddings:
+        return base, Attachment()
     topology = base.topology
     for token, vectors in embeddings.items():
         if tuple(vectors.shape) != (topology.layers, topology.text_width):

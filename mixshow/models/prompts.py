@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mixshow.core.attachment import Attachment
+
 if TYPE_CHECKING:
     from mixshow.models.base import Base
 
@@ -103,7 +105,7 @@ def prompt_ids(base: Base, texts: Sequence[str], *, pad: bool = True, encoder: s
     return batch.input_ids.to(base.text_encoder.device)
 
 
-def text_states(base: Base, texts: Sequence[str], *, pad: bool = True) -> PromptStates:
+def text_states(base: Base, texts: Sequence[str], *, pad: bool = True, clip_skip: int = 0) -> PromptStates:
     """States of texts that are already bound to a layer, `[texts, tokens, width]`.
 
     With two text encoders (XL) these are both encoders' last but one layers side by side, and the second encoder's
@@ -112,21 +114,59 @@ def text_states(base: Base, texts: Sequence[str], *, pad: bool = True) -> Prompt
 
     Args:
         pad: as in `prompt_ids`.
+        clip_skip: of how many more layers at the encoders' ends the states leave out; see `clip_skip_problem`.
     """
+    encoded = encoded_texts(base, texts, pad=pad, clip_skip=clip_skip)
+    if not base.zero_empty_prompt or encoded.pooled is None:
+        return encoded
+    filled = torch.tensor([bool(text) for text in texts], device=encoded.states.device)
+    states = torch.where(filled[:, None, None], encoded.states, 0)
+    return PromptStates(states, torch.where(filled[:, None], encoded.pooled, 0))
+
+
+def encoded_texts(base: Base, texts: Sequence[str], *, pad: bool = True, clip_skip: int = 0) -> PromptStates:
+    """What the text encoders themselves make of texts, empty ones too; see `text_states`."""
     if base.text_encoder_2 is None:
-        return PromptStates(base.text_encoder(prompt_ids(base, texts, pad=pad))[0])
+        ids = prompt_ids(base, texts, pad=pad)
+        if clip_skip:
+            return PromptStates(_without_last(base.text_encoder, ids, clip_skip))
+        return PromptStates(base.text_encoder(ids)[0])
     outputs = [
         encoder(prompt_ids(base, texts, pad=pad, encoder=name), output_hidden_states=True)
         for name, encoder in base.text_encoders.items()
     ]
-    states, pooled = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[-1].text_embeds
-    if base.zero_empty_prompt:
-        filled = torch.tensor([bool(text) for text in texts], device=states.device)
-        states, pooled = torch.where(filled[:, None, None], states, 0), torch.where(filled[:, None], pooled, 0)
-    return PromptStates(states, pooled)
+    states = torch.cat([output.hidden_states[-2 - clip_skip] for output in outputs], dim=-1)
+    return PromptStates(states, outputs[-1].text_embeds)
 
 
-def prompt_states(base: Base, prompts: Sequence[str], *, chunk: int | None = None) -> PromptStates:
+def _without_last(encoder: Any, ids: Tensor, layers: int) -> Tensor:
+    """The states of a text encoder without its last layers, normalised as the last one's are.
+
+    Asked for its hidden states, transformers leaves hooks behind in the encoder.
+    """
+    transformer = getattr(encoder, "text_model", encoder)  # libraries differ in where it is
+    found: list[Any] = []
+    with Attachment() as attachment:
+        layer = transformer.encoder.layers[-1 - layers]
+        attachment.add_hook(layer.register_forward_hook(lambda _, __, output: found.append(output)))
+        encoder(ids)
+    states: Tensor = transformer.final_layer_norm(found[0][0] if isinstance(found[0], tuple) else found[0])
+    return states
+
+
+def clip_skip_problem(base: Base, clip_skip: int) -> str | None:
+    """Why a base's text encoders cannot leave out so many more of their last layers; None when they can.
+
+    0 is what the base was trained with: the last layer of 1.x, the last but one of XL. At least one layer stays.
+    """
+    layers = min(int(encoder.config.num_hidden_layers) for encoder in base.text_encoders.values())
+    most = layers - (1 if base.text_encoder_2 is None else 2)
+    if 0 <= clip_skip <= most:
+        return None
+    return f"clip_skip: expected 0 to {most} for the text encoder of model '{base.source}', found {clip_skip}"
+
+
+def prompt_states(base: Base, prompts: Sequence[str], *, chunk: int | None = None, clip_skip: int = 0) -> PromptStates:
     """All that the UNet reads of prompts, for every cross-attention layer.
 
     A prompt without concept tokens is the same for all layers and is encoded once. The pooled state belongs to no
@@ -135,6 +175,7 @@ def prompt_states(base: Base, prompts: Sequence[str], *, chunk: int | None = Non
     Args:
         prompts: texts, concept tokens written as the vocabulary knows them (`<pip1> <pip2>`).
         chunk: texts encoded at a time; None: all at once.
+        clip_skip: see `text_states`.
 
     Returns:
         States `[prompts, layers, tokens, width]`, and what else the base's UNet takes.
@@ -148,7 +189,10 @@ def prompt_states(base: Base, prompts: Sequence[str], *, chunk: int | None = Non
     distinct = list(texts)
     chunk = chunk or len(distinct)
     encoded = PromptStates.joined(
-        [text_states(base, distinct[start : start + chunk]) for start in range(0, len(distinct), chunk)]
+        [
+            text_states(base, distinct[start : start + chunk], clip_skip=clip_skip)
+            for start in range(0, len(distinct), chunk)
+        ]
     )
     pooled = encoded.pooled
     if pooled is not None:

@@ -35,13 +35,21 @@ def scheduler_class(name: str, options: Iterable[str] = ()) -> Any:
     """The scheduler of diffusers of that name, as for `make_scheduler`, if it has these options.
 
     Raises:
-        MixshowError: no such scheduler, or an option it does not have.
+        MixshowError: no such scheduler, one that needs another kind of model or more packages, or an option it does
+            not have.
     """
     schedulers = [entry for entry in dir(diffusers.schedulers) if entry.endswith("Scheduler")]
     full_name = name if name in schedulers else f"{name}Scheduler"
     if full_name not in schedulers:
         raise MixshowError(f"scheduler '{name}': not one of diffusers' schedulers{did_you_mean(name, schedulers)}")
-    kind = getattr(diffusers, full_name)
+    kind: Any = getattr(diffusers, full_name, None)
+    if packages := getattr(kind, "_backends", None):  # diffusers' stand-in for a class that cannot be imported
+        raise MixshowError(f"scheduler '{name}': needs {' and '.join(packages)}, of which something is not installed")
+    if not hasattr(kind, "scale_model_input"):
+        raise MixshowError(
+            f"scheduler '{name}': expected one for models that predict noise or velocities, such as "
+            "DPMSolverMultistepScheduler; this one is for models of another kind"
+        )
     known = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
     for option in options:
         if option not in known:
@@ -67,3 +75,12 @@ def as_noise(base: Base, output: Tensor, latents: Tensor, times: Tensor) -> Tens
     shares = make_scheduler(base, "DDPM").alphas_cumprod[torch.as_tensor(times).long().cpu()]
     shares = shares.to(output).reshape(-1, 1, 1, 1)
     return shares.sqrt() * output + (1 - shares).sqrt() * latents
+
+
+def as_clean(base: Base, output: Tensor, latents: Tensor, times: Tensor) -> Tensor:
+    """The latents without noise that an output of the UNet predicts; arguments as of `as_noise`."""
+    shares = make_scheduler(base, "DDPM").alphas_cumprod[torch.as_tensor(times).long().cpu()]
+    shares = shares.to(output).reshape(-1, 1, 1, 1)
+    if base.prediction_type == "epsilon":
+        return (latents - (1 - shares).sqrt() * output) / shares.sqrt()
+    return shares.sqrt() * latents - (1 - shares).sqrt() * output

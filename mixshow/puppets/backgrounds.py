@@ -26,6 +26,11 @@ PLACES: dict[str, str] = {
 BACKGROUNDS = tuple(PLACES)
 
 
+def place_named(prompt: str) -> str:
+    """The place that a prompt names."""
+    return next(place for place, words in PLACES.items() if words in prompt)
+
+
 def paint_background(name: str, size: tuple[int, int], rng: np.random.Generator) -> Canvas:
     """A canvas of ``size`` (width, height) showing the place."""
     canvas = Canvas(size, (128, 128, 128))

@@ -61,11 +61,15 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
                     found, vocabulary=found.vocabulary.extended(concepts[-1].embeddings, layers=0, first_id=0)
                 )
     known = None if problems or found is None else found.vocabulary.concepts
-    scene, resolved = read_scene(options, problems, known)
+    scene, resolved = read_scene(options, problems, known, None if found is None else found.size_multiple)
     with _noting(problems):
         device_named(options.device)
     with _noting(problems):
-        scheduler_class(options.scheduler, options.scheduler_options)
+        kind = scheduler_class(options.scheduler, options.scheduler_options)
+        if (options.image is not None or options.hires is not None) and not hasattr(kind, "add_noise"):
+            raise MixshowError(
+                f"scheduler: expected one that can begin from a picture, for image or hires, found {kind.__name__}"
+            )
     if found is not None and not problems:
         problems += scene_problems(scene, found.size_multiple, found.vocabulary, options.model)
     if problems:

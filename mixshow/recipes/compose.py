@@ -15,7 +15,7 @@ from PIL import Image
 from mixshow.config.load import load, to_plain
 from mixshow.config.scene import SceneOptions
 from mixshow.core.attachment import Attachment
-from mixshow.core.errors import OptionsError
+from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.version import __version__
 from mixshow.edlora.concept import attach_concepts
@@ -24,7 +24,9 @@ from mixshow.models.device import device_named
 from mixshow.recipes.check import check_options
 from mixshow.recipes.conditions import load_readers
 from mixshow.recipes.networks import put_networks_on
+from mixshow.recipes.running import running_previews
 from mixshow.recipes.scene import check_scene, read_scene
+from mixshow.recipes.sheet import write_sheet
 from mixshow.sampling.compose import compose
 from mixshow.sampling.conditions import load_adapter
 from mixshow.sampling.pictures import picture_grid, read_about, save_picture
@@ -33,6 +35,26 @@ from mixshow.sampling.preview import draw_preview
 from mixshow.sampling.scene import Scene
 
 _GRID_COLUMNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """What was written.
+
+    Attributes:
+        pictures: one file per seed.
+        others: grids and sheets.
+        base: that made them, as it was before.
+    """
+
+    pictures: list[Path]
+    others: list[Path]
+    base: Base
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files."""
+        return [*self.pictures, *self.others]
 
 
 def compose_file(path: Path, overrides: Sequence[str] = ()) -> list[Path]:
@@ -47,8 +69,43 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> list[Path]:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    options, only = read_scene_file(path, overrides)
-    return compose_options(options, str(path), only=only)
+    return compose_files([path], overrides)
+
+
+def compose_files(paths: Sequence[Path], overrides: Sequence[str] = (), *, sheet: Path | None = None) -> list[Path]:
+    """Make the pictures of several scenes, one after another; all are checked before the first one's model is loaded.
+
+    Args:
+        overrides: for each of them.
+        sheet: HTML to write with all pictures.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OptionsError: everything that is wrong with a scene.
+        MixshowError: two scenes would write the same file.
+    """
+    scenes = [(path, *read_scene_file(path, overrides)) for path in paths]
+    for number, (path, options, _) in enumerate(scenes):
+        before = next((other for other, earlier, _ in scenes[:number] if earlier.output == options.output), None)
+        if before is not None:
+            raise MixshowError(f"{path}: expected an output of its own, found '{options.output}' as of {before}")
+        if len(scenes) > 1:
+            check_options(options, str(path))
+    pictures: list[Path] = []
+    others: list[Path] = []
+    loaded: tuple[object, Base] | None = None
+    for path, options, only in scenes:
+        wanted = (options.model, options.vae, options.device)
+        base = loaded[1] if loaded is not None and loaded[0] == wanted else None
+        composed = compose_options(options, str(path), only=only, base=base)
+        pictures, others, loaded = [*pictures, *composed.pictures], [*others, *composed.others], (wanted, composed.base)
+    if sheet is not None:
+        write_sheet(sheet, pictures)
+        log.info("%s", sheet)
+        others.append(sheet)
+    return [*pictures, *others]
 
 
 def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
@@ -85,27 +142,27 @@ def read_scene_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SceneOpt
     return options, None if "seeds" in given else about.get("seed")
 
 
-def compose_options(options: SceneOptions, source: str, *, only: int | None = None) -> list[Path]:
+def compose_options(
+    options: SceneOptions, source: str, *, only: int | None = None, base: Base | None = None
+) -> Composed:
     """Make the pictures of a scene and write each as soon as it is done.
 
     Args:
         source: where the options came from, for messages.
         only: keep only this seed's picture (the others of its batch are made all the same: the size of a batch moves
             the last bits).
-
-    Returns:
-        The files written.
+        base: of the options' model, where it is loaded already.
 
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
     checked = check_options(options, source)
     scene, resolved, concepts = checked.scene, checked.options, checked.concepts
-    base = load_base(options.model, vae=options.vae, device=device_named(options.device))
+    bare = base or load_base(options.model, vae=options.vae, device=device_named(options.device))
     with Attachment() as attachment:
-        networks = put_networks_on(base, options.networks, source, merge=options.merge_networks)
+        networks = put_networks_on(bare, options.networks, source, merge=options.merge_networks)
         attachment.add(networks.detach)
-        base, attached = attach_concepts(base, concepts, strengths=options.strengths)
+        base, attached = attach_concepts(bare, concepts, strengths=options.strengths)
         attachment.add(attached.detach)
         check_scene(scene, base, source)
         scene = dataclasses.replace(scene, precision=resolve(scene.precision, base.device))
@@ -119,26 +176,32 @@ def compose_options(options: SceneOptions, source: str, *, only: int | None = No
                     path = _with_ending(options.output, f"_seed{seed}") if several else options.output
                     save_picture(image, path, {**about, "seed": seed})
                     made.append((seed, image, path))
-    paths = [path for _, _, path in made]
+    composed = Composed([path for _, _, path in made], [], bare)
     if options.grid and several:
         grid = picture_grid([image for _, image, _ in made], _GRID_COLUMNS, [f"seed {seed}" for seed, _, _ in made])
-        paths.append(_with_ending(options.output, "_grid"))
-        save_picture(grid, paths[-1])
-    for path in paths:
+        composed.others.append(_with_ending(options.output, "_grid"))
+        save_picture(grid, composed.others[-1])
+    if options.sheet:
+        composed.others.append(options.output.with_suffix(".html"))
+        write_sheet(composed.others[-1], composed.pictures)
+    for path in composed.paths:
         log.info("%s", path)
-    return paths
+    return composed
 
 
 def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Batches of seeds with their pictures, each as soon as it is done."""
     adapter = load_adapter(options.pose.adapter, base) if options.pose is not None else None
     readers = load_readers(options, base)
-    with progress_bar(len(options.seed_list), "pictures") as bar:
+    running = running_previews(base, _with_ending(options.output, "_running"), options.previews)
+    with progress_bar(len(options.seed_list), "pictures") as bar, running as preview:
         for start in range(0, len(options.seed_list), options.batch_size):
             batch = options.seed_list[start : start + options.batch_size]
 
             def show(step: dict[str, Any], done: int = start, pictures: int = len(batch)) -> None:
-                bar.update(done + pictures * (step["step"] + 1) / step["steps"] - bar.n)
+                done_of_batch = (step["pass"] + (step["step"] + 1) / step["steps"]) / step["passes"]
+                bar.update(done + pictures * done_of_batch - bar.n)
+                preview(step)
 
             yield (
                 batch,
@@ -153,7 +216,8 @@ def _about(options: SceneOptions, base: Base) -> dict[str, Any]:
     topology = base.topology
     native = topology.sample_size * topology.latent_factor
     scene = to_plain(dataclasses.replace(options, size=options.size or (native, native)))
-    del scene["output"], scene["grid"]
+    for name in ("output", "grid", "sheet", "previews"):  # of the run, not of the picture
+        del scene[name]
     return {
         "version": __version__,
         "scene": scene,

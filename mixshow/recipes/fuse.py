@@ -8,14 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
+from mixshow.config.fuse import FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.progress import log
-from mixshow.edlora.concept import Concept
-from mixshow.edlora.embedding import ConceptEmbedding
-from mixshow.formats import read_concept
-from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill import distill
@@ -24,14 +20,14 @@ from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan
-from mixshow.fusion.members import Member, renamed
+from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.report import report
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
-from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.fuse_members import collisions, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.sampling.generate import latent_size
 
@@ -75,68 +71,18 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
             problems.extend(f"{what}: {line}" for line in str(error).splitlines())
             return None
 
-    entries = options.concepts
-    if isinstance(entries, Path):
-        listed = entries
-        entries = [
-            ConceptOptions(_beside(listed, file), unet=unet, text_encoder=text_encoder, tokens=name or None)
-            for file, unet, text_encoder, name in attempt("concepts", lambda: read_concept_list(listed)) or []
-        ]
-    members: dict[int, Member] = {}
-    for i, entry in enumerate(entries):
-        concept = attempt(f"concepts[{i}]", lambda entry=entry: _concept(entry))  # type: ignore[misc]
-        if concept is not None:
-            members[i] = Member(concept, entry.weight, entry.text_encoder, entry.unet, entry.alpha)
-    problems += _collisions(members)
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
+    members = read_members(options, base, attempt)
+    problems += collisions(members)
     if base is not None:
         for i, member in members.items():
-            attempt(f"concepts[{i}]", lambda member=member: _check_fit(base, member, options))  # type: ignore[misc]
+            attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
         size = options.statistics
         attempt("statistics", lambda: latent_size(base, size.width, size.height))
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)
     return base, list(members.values())
-
-
-def _beside(listed: Path, file: Path) -> Path:
-    """Paths of published lists are relative to the working folder; moved lists have their files beside them."""
-    moved = listed.parent / file
-    return moved if not file.exists() and moved.exists() else file
-
-
-def _concept(entry: ConceptOptions) -> Concept:
-    concept = read_concept(entry.file)
-    return concept if entry.tokens is None else renamed(concept, concept_words(entry.tokens))
-
-
-def _collisions(members: dict[int, Member]) -> list[str]:
-    first: dict[str, int] = {}
-    problems = []
-    for i, member in members.items():
-        for token in member.concept.embeddings:
-            if token in first:
-                problems.append(
-                    f"concepts[{i}]: token {token} is also used by concepts[{first[token]}]; give one of them "
-                    f"other tokens, for example tokens: '{_other_names(member.concept, i)}'"
-                )
-            first.setdefault(token, i)
-    return problems
-
-
-def _other_names(concept: Concept, number: int) -> str:
-    return " ".join(f"{token[:-1]}-{number}>" for token in concept.embeddings)
-
-
-def _check_fit(base: Base, member: Member, options: FuseOptions) -> None:
-    """Raises MixshowError when the concept does not fit the base, or the output cannot hold what it changes."""
-    ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
-    changes = member.changes(base)
-    if changes and not any(bool(change.any()) for change in changes.values()):
-        name = member.concept.source or member.concept.text
-        log.info("%s: its network changes nothing, so that only its tokens are fused; was it trained?", name)
-    check_format(base, member, options)
 
 
 def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:

@@ -16,7 +16,7 @@ def missing_networks(entries: Sequence[NetworkOptions]) -> list[str]:
     return [
         f"networks[{i}].file: no such network file: {entry.file}"
         for i, entry in enumerate(entries)
-        if not entry.file.is_file()
+        if not entry.file.exists()
     ]
 
 

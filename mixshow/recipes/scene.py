@@ -10,8 +10,11 @@ import numpy as np
 
 from mixshow.config.scene import PoseOptions, SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
-from mixshow.models import Base, ConceptVocabulary
+from mixshow.models import Base, ConceptVocabulary, PromptReading
+from mixshow.models.prompt_weights import weights_problem
+from mixshow.models.prompts import clip_skip_problem
 from mixshow.recipes.conditions import read_conditions
+from mixshow.recipes.passes import second_pass, start_picture
 from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.openpose import (
@@ -30,12 +33,16 @@ from mixshow.sampling.scene import PoseGuide, Scene
 
 
 def read_scene(
-    options: SceneOptions, problems: list[str], concepts: Mapping[str, str] | None = None
+    options: SceneOptions,
+    problems: list[str],
+    concepts: Mapping[str, str] | None = None,
+    multiple: int | None = None,
 ) -> tuple[Scene, SceneOptions]:
-    """Read poses, conditions and regions; nothing slow is loaded.
+    """Read poses, conditions, regions and pictures; nothing slow is loaded.
 
     Args:
         concepts: see `read_regions`.
+        multiple: what the model's pictures' sides are multiples of, for the size of a second pass; None: not known.
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
@@ -65,7 +72,17 @@ def read_scene(
         scheduler=options.scheduler,
         scheduler_options=options.scheduler_options,
         precision=Precision(options.precision),
+        rescale=options.cfg_rescale,
+        reading=PromptReading(options.prompt_weights, options.long_prompts == "windows", options.clip_skip),
     )
+    if options.hires is not None and options.size is not None:
+        scene = dataclasses.replace(scene, second=second_pass(options.hires, options.size, multiple or 1))
+    if options.image is not None and not problems:
+        try:
+            start, image = start_picture(options.image, scene, options.regions)
+            scene, options = dataclasses.replace(scene, start=start), dataclasses.replace(options, image=image)
+        except MixshowError as error:
+            problems.append(f"image.{error}")
     return scene, options
 
 
@@ -73,15 +90,17 @@ def check_scene(scene: Scene, base: Base, source: str) -> None:
     """Whether a base can make a scene.
 
     Raises:
-        OptionsError: sizes that do not fit and concept tokens it does not know, together.
+        OptionsError: sizes that do not fit, prompts it cannot read and layers it does not have, together.
     """
     problems = scene_problems(scene, base.topology.size_multiple, base.vocabulary, base.source)
+    if problem := clip_skip_problem(base, scene.reading.clip_skip):
+        problems.append(problem)
     if problems:
         raise OptionsError(source, problems)
 
 
 def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabulary, model: str) -> list[str]:
-    """Sizes that do not fit a base and concept tokens it does not know.
+    """Sizes that do not fit a base, concept tokens it does not know, and brackets without partners in prompts.
 
     Args:
         multiple: what sides must be multiples of; None: not known.
@@ -90,10 +109,15 @@ def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabu
     names = ("size, width", "size, height")
     sides = zip(names, scene.size or ()) if multiple is not None else ()
     problems = [side_problem(name, side, multiple or 1) for name, side in sides]
+    if scene.second is not None and multiple is not None:
+        names = ("hires.size, width", "hires.size, height")
+        problems += [side_problem(name, side, multiple) for name, side in zip(names, scene.second.size)]
     known = vocabulary.tokens
     unknown = dict.fromkeys(word for prompt in scene.prompts for word in vocabulary.unknown_in(prompt))
     listed = ", ".join(known) if known else "none; fuse concepts into the model, or name concept files in 'concepts'"
     problems += [f"{word} is no concept token of model '{model}'; known: {listed}" for word in unknown]
+    if scene.reading.weights:
+        problems += [weights_problem(prompt) for prompt in dict.fromkeys(scene.prompts)]
     return [problem for problem in problems if problem]
 
 

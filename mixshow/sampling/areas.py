@@ -126,6 +126,26 @@ class Feathered:
         return ((end - start) / self.pixels).clamp(0, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """An area of a picture of one size, in a picture of another.
+
+    Attributes:
+        size: (width, height) in pixels of the picture whose pixels the area is told in.
+    """
+
+    area: Area
+    size: tuple[int, int]
+
+    def problem(self, size: tuple[int, int]) -> str | None:
+        """See `Area`."""
+        return self.area.problem(self.size)
+
+    def coverage(self, rows: int, columns: int, size: tuple[int, int], edges: Edges) -> Tensor:
+        """See `Area`."""
+        return self.area.coverage(rows, columns, self.size, edges)
+
+
 def _ended(coverage: Tensor, edges: Edges) -> Tensor:
     """Coverage with an area's edges in the positions they cross."""
     return coverage if edges is Edges.SOFT else (coverage >= _WHOLE).double()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import T2IAdapter
 from PIL import Image
 from torch import Tensor
 
-from mixshow.models import Base
+from mixshow.models import Base, PromptStates
 from mixshow.sampling.denoise import Callback
-from mixshow.sampling.generate import latent_size, pictures_of_states, start_noise
+from mixshow.sampling.generate import latent_size, latents_of_states, pixels_of, start_noise, to_pictures
+from mixshow.sampling.hires import enlarged
+from mixshow.sampling.original import Original
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.scene import ConditionReader, Scene
 from mixshow.sampling.scene_guide import scene_guide
@@ -36,53 +40,134 @@ def compose(
         readers: the network that reads each of the scene's conditions.
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
             same batch.
-        callback: see `denoise`.
+        callback: see `denoise`; it is also told `pass` (from 0) and `passes`.
 
     Returns:
-        RGB pictures of the scene's size.
+        RGB pictures of the scene's size, or that of its second pass.
 
     Raises:
         MixshowError: the size does not fit the base, or there is no such scheduler or option.
     """
-    topology = base.topology
-    native = topology.sample_size * topology.latent_factor
-    size = scene.size or (native, native)
-    grid = latent_size(base, *size)
-    plan = RegionPlan(
+    start, second = scene.start, scene.second
+    if start is not None and second is not None and start.picture.size == second.size:
+        scene, second = scene.scaled(second.size), None
+    told = _Told(callback, 1 if second is None else 2)
+    first = _Pass(base, scene, adapter, readers)
+    original = None
+    if start is not None:
+        latents = base.encode_images(pixels_of([start.picture])).to(torch.float32)
+        keep = start.kept(*first.grid)
+        original = Original(latents, start.strength, None if keep is None else keep.to(base.device))
+    latents = first.latents(seeds, batch_size, original, told.in_pass(0))
+    if second is not None:
+        original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
+        larger = _Pass(base, scene.scaled(second.size), adapter, readers, first.states)
+        latents = larger.latents(seeds, batch_size, original, told.in_pass(1), steps=second.steps)
+    pictures = [image for batch in latents.split(batch_size) for image in to_pictures(base.decode_latents(batch))]
+    return pictures if start is None else [start.pasted(picture) for picture in pictures]
+
+
+class _Pass:
+    """A scene at one size: what all its batches have in common."""
+
+    def __init__(
+        self,
+        base: Base,
+        scene: Scene,
+        adapter: T2IAdapter | None,
+        readers: Sequence[ConditionReader],
+        states: PromptStates | None = None,
+    ) -> None:
+        """
+        Args:
+            states: of the scene's texts, where another pass has encoded them.
+        """
+        native = base.topology.sample_size * base.topology.latent_factor
+        size = scene.size or (native, native)
+        self.base, self.scene = base, scene
+        self.grid = latent_size(base, *size)
+        self.plan = plan_of(dataclasses.replace(scene, size=size))
+        self.states = states or self.plan.encode(base, guided=scene.guided, reading=scene.reading)
+        self.condition = scene_guide(scene, self.plan, self.grid, adapter, readers)
+
+    def latents(
+        self,
+        seeds: Sequence[int],
+        batch_size: int,
+        original: Original | None,
+        callback: Callback | None,
+        *,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Latents of one picture per seed.
+
+        Args:
+            original: what they begin from: one for all, or one for each.
+            steps: None: the scene's.
+        """
+        base, scene, plan = self.base, self.scene, self.plan
+        whole = self.states[:, plan.base_text : plan.base_text + 1]
+        alike = scene.guided_alike
+        guidance = scene.guidance if alike else guidance_map(plan, scene.guidance, self.grid).to(base.device)
+        found = []
+        regional = regional_attention(base.unet, plan, self.states.states) if scene.regions else None
+        with regional or contextlib.nullcontext():
+            for start in range(0, len(seeds), batch_size):
+                batch = seeds[start : start + batch_size]
+                found.append(
+                    latents_of_states(
+                        base,
+                        whole[-1].expanded(len(batch)),
+                        whole[0].expanded(len(batch)) if scene.guided else None,
+                        seeds=batch,
+                        noise=_start_noise(base, plan, batch, self.grid),
+                        steps=steps or scene.steps,
+                        guidance=guidance,
+                        rescale=scene.rescale,
+                        scheduler=scene.scheduler,
+                        scheduler_options=scene.scheduler_options,
+                        original=original and original.part(start, start + batch_size),
+                        condition=self.condition,
+                        before_step=plan.begin_step,
+                        callback=callback,
+                        precision=scene.precision,
+                    )
+                )
+        return torch.cat(found)
+
+
+class _Told:
+    """A callback that is told the pass, too."""
+
+    def __init__(self, callback: Callback | None, passes: int) -> None:
+        self.callback, self.passes = callback, passes
+
+    def in_pass(self, number: int) -> Callback | None:
+        """The callback for one pass."""
+        callback = self.callback
+        if callback is None:
+            return None
+
+        def tell(step: dict[str, Any]) -> None:
+            step.update({"pass": number, "passes": self.passes})
+            callback(step)
+
+        return tell
+
+
+def plan_of(scene: Scene) -> RegionPlan:
+    """The texts of a scene of some size, and where they act."""
+    if scene.size is None:
+        raise ValueError("a plan of regions needs the scene's size")
+    return RegionPlan(
         scene.regions,
         scene.prompt if scene.background_prompt is None else scene.background_prompt,
         scene.negative_prompt,
-        size=size,
+        size=scene.size,
         edges=scene.edges,
         base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
         schedule=scene.schedule,
     )
-    states = plan.encode(base, guided=scene.guided)
-    whole = states[:, plan.base_text : plan.base_text + 1]
-    condition = scene_guide(scene, plan, grid, adapter, readers)
-    guidance = scene.guidance if scene.guided_alike else guidance_map(plan, scene.guidance, grid).to(base.device)
-    pictures: list[Image.Image] = []
-    with regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext():
-        for start in range(0, len(seeds), batch_size):
-            batch = seeds[start : start + batch_size]
-            pictures += pictures_of_states(
-                base,
-                whole[-1].expanded(len(batch)),
-                whole[0].expanded(len(batch)) if scene.guided else None,
-                seeds=batch,
-                width=size[0],
-                height=size[1],
-                steps=scene.steps,
-                guidance=guidance,
-                scheduler=scene.scheduler,
-                scheduler_options=scene.scheduler_options,
-                condition=condition,
-                noise=_start_noise(base, plan, batch, grid),
-                before_step=plan.begin_step,
-                callback=callback,
-                precision=scene.precision,
-            )
-    return pictures
 
 
 def guidance_map(plan: RegionPlan, guidance: float, grid: tuple[int, int]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mixshow.core.errors import MixshowError
 from mixshow.models import Base
 from mixshow.models.base import BUILT_IN, built_in_folder, source_problem
-from mixshow.sampling.guide import Reading, Weight, weighed
+from mixshow.sampling.guide import UNetInput, Weight, weighed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Condition:
     weight: Weight = 1.0
     span: tuple[float, float] = (0.0, 1.0)
 
-    def for_unet(self, reading: Reading) -> dict[str, Any]:
+    def for_unet(self, given: UNetInput) -> dict[str, Any]:
         """See `Guide`; the same is added in both halves. A batch holds every picture equally often."""
-        if self.weight == 0 or not reading.within(self.span):
+        if self.weight == 0 or not given.within(self.span):
             return {}
-        batch = len(reading.latents)
+        batch = len(given.latents)
         added = [weighed(feature, self.weight).repeat(batch // len(feature), 1, 1, 1) for feature in self.features]
         return {"down_intrablock_additional_residuals": added}
 

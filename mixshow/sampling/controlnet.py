@@ -22,7 +22,7 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base
 from mixshow.models.base import source_problem
 from mixshow.sampling.conditions import picture_tensor
-from mixshow.sampling.guide import Reading, Weight, weighed
+from mixshow.sampling.guide import UNetInput, Weight, weighed
 
 _SAME = ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type")  # as the UNet has them
 
@@ -44,18 +44,18 @@ class ControlCondition:
     span: tuple[float, float] = (0.0, 1.0)
     control_type: int | None = None
 
-    def for_unet(self, reading: Reading) -> dict[str, Any]:
+    def for_unet(self, given: UNetInput) -> dict[str, Any]:
         """See `Guide`. Networks whose residuals are means over the picture act on the prompted half only."""
-        if self.weight == 0 or not reading.within(self.span):
+        if self.weight == 0 or not given.within(self.span):
             return {}
-        latents, text = reading.latents, reading.text
-        prompted_only = reading.guided and self.net.config.global_pool_conditions
+        latents, text = given.latents, given.text
+        prompted_only = given.guided and self.net.config.global_pool_conditions
         if prompted_only:
             latents, text = latents[len(latents) // 2 :], text[len(text) // 2 :]
         pictures = self.pictures.repeat(len(latents) // len(self.pictures), 1, 1, 1)
         with layerwise_states(self.net):
             down, middle = self.net(
-                latents, reading.timestep, **text.for_unet(latents), **self._pictures(pictures), return_dict=False
+                latents, given.timestep, **text.for_unet(latents), **self._pictures(pictures), return_dict=False
             )
         down, middle = [weighed(residual, self.weight) for residual in down], weighed(middle, self.weight)
         if prompted_only:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.seeding import torch_generator
-from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
+from mixshow.models import Base, PromptReading, PromptStates, aligned, make_scheduler, read_prompts
 from mixshow.sampling.conditions import Condition
 from mixshow.sampling.denoise import Callback, denoise
 from mixshow.sampling.guide import Guide
+from mixshow.sampling.original import Original
 from mixshow.sampling.precision import Precision
 
 DEFAULT_SCHEDULER = "DPMSolverMultistepScheduler"
+_AS_WRITTEN = PromptReading()
 
 
 @torch.no_grad()
@@ -37,6 +40,7 @@ def sample(
     condition: Condition | None = None,
     callback: Callback | None = None,
     precision: Precision = Precision.AUTO,
+    reading: PromptReading = _AS_WRITTEN,
 ) -> list[Image.Image]:
     """Make one picture per prompt and seed.
 
@@ -49,6 +53,7 @@ def sample(
         batch_size: pictures denoised together.
         condition: adapter features, of one picture for all or of one per prompt.
         callback: see `denoise`.
+        reading: how prompts are read.
 
     Returns:
         RGB pictures in the order of the prompts.
@@ -61,14 +66,17 @@ def sample(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         chosen = slice(start, start + batch_size)
-        states = prompt_states(base, prompts[chosen])
-        pictures += pictures_of_states(
+        states = read_prompts(base, prompts[chosen], reading)
+        negative = None
+        if guidance != 1:
+            negative = read_prompts(base, [negative_prompt], reading).expanded(len(states))
+            states, negative = aligned([states, negative])
+        latents = latents_of_states(
             base,
             states,
-            prompt_states(base, [negative_prompt]).expanded(len(states)) if guidance != 1 else None,
+            negative,
             seeds=seeds[chosen],
-            width=width,
-            height=height,
+            noise=start_noise(base, seeds[chosen], *latent_size(base, width, height)),
             steps=steps,
             guidance=guidance,
             scheduler=scheduler,
@@ -77,53 +85,54 @@ def sample(
             callback=callback,
             precision=precision,
         )
+        pictures += to_pictures(base.decode_latents(latents))
     return pictures
 
 
 @torch.no_grad()
-def pictures_of_states(
+def latents_of_states(
     base: Base,
     states: PromptStates,
     negative_states: PromptStates | None,
     *,
     seeds: Sequence[int],
-    width: int | None,
-    height: int | None,
+    noise: Tensor,
     steps: int,
     guidance: float | Tensor,
-    scheduler: str,
+    rescale: float = 0.0,
+    scheduler: str = DEFAULT_SCHEDULER,
     scheduler_options: Mapping[str, Any] | None = None,
+    original: Original | None = None,
     condition: Guide | None = None,
-    noise: Tensor | None = None,
     before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
     precision: Precision = Precision.AUTO,
-) -> list[Image.Image]:
-    """One batch of `sample`, from the states of its prompts.
+) -> Tensor:
+    """Latents of one batch of pictures, denoised with a scheduler by its name.
 
     Args:
+        seeds: of the noise that some schedulers add at every step.
+        noise: start noise, `[pictures, channels, height, width]`.
         guidance: one factor, or one for each latent position, `[height, width]`.
-        noise: start noise, instead of that of the seeds.
-        before_step: see `denoise`.
+        rescale: see `denoise`, as for `original`, `condition`, `before_step` and `callback`.
     """
-    if noise is None:
-        noise = start_noise(base, seeds, *latent_size(base, width, height))
     sampler = make_scheduler(base, scheduler, **(scheduler_options or {}))
     sampler.set_timesteps(steps, device=base.device)
-    latents = denoise(
+    return denoise(
         base,
         sampler,
         noise,
         states,
         negative_states,
         guidance=guidance,
+        rescale=rescale,
+        original=original,
         condition=condition,
         before_step=before_step,
         callback=callback,
         generators=step_generators(seeds),
         precision=precision,
     )
-    return to_pictures(base.decode_latents(latents))
 
 
 def latent_size(base: Base, width: int | None = None, height: int | None = None) -> tuple[int, int]:
@@ -165,3 +174,9 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     """RGB pictures of `[batch, 3, height, width]` in -1..1."""
     values = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(value) for value in values]
+
+
+def pixels_of(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as autoencoders read them, `[pictures, 3, height, width]` in -1..1."""
+    values = np.stack([np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures])
+    return torch.from_numpy(values).permute(0, 3, 1, 2) / 127.5 - 1

@@ -14,7 +14,7 @@ from mixshow.sampling.averaging import averaged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Reading:
+class UNetInput:
     """What the UNet is about to read.
 
     Attributes:
@@ -41,7 +41,7 @@ class Reading:
 class Guide(Protocol):
     """Something that adds to the UNet's hidden values."""
 
-    def for_unet(self, reading: Reading) -> dict[str, Any]:
+    def for_unet(self, given: UNetInput) -> dict[str, Any]:
         """The UNet's keywords at a step; empty when nothing is added."""
         ...
 
@@ -52,11 +52,11 @@ class Together:
     def __init__(self, guides: Sequence[Guide]) -> None:
         self.guides = tuple(guides)
 
-    def for_unet(self, reading: Reading) -> dict[str, Any]:
+    def for_unet(self, given: UNetInput) -> dict[str, Any]:
         """See `Guide`."""
         found: dict[str, Any] = {}
         for guide in self.guides:
-            for name, value in guide.for_unet(reading).items():
+            for name, value in guide.for_unet(given).items():
                 found[name] = _sum(found[name], value) if name in found else value
         return found
 

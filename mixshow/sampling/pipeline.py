@@ -14,14 +14,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
-from mixshow.models import Base, ConceptVocabulary, load_base, make_scheduler, save_base
-from mixshow.sampling.compose import guidance_map
+from mixshow.models import Base, ConceptVocabulary, PromptReading, load_base, make_scheduler, save_base
+from mixshow.sampling.compose import guidance_map, plan_of
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import DEFAULT_SCHEDULER, latent_size
 from mixshow.sampling.guide import Guide, Together
 from mixshow.sampling.plain_regions import check_regions, edges_of, region_of
-from mixshow.sampling.regional_attention import RegionPlan, regional_attention
+from mixshow.sampling.regional_attention import regional_attention
 from mixshow.sampling.regions import Edges, Region
+from mixshow.sampling.scene import Scene
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 
@@ -151,8 +152,10 @@ class RegionalPipeline(DiffusionPipeline):
         num_inference_steps: int = 25,
         guidance_scale: float = 7.5,
         num_images_per_prompt: int = 1,
+        guidance_rescale: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
+        reading: PromptReading | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
@@ -171,9 +174,11 @@ class RegionalPipeline(DiffusionPipeline):
             height: pixels; None: the model's native side.
             width: as the height.
             guidance_scale: classifier-free guidance; 1: none.
+            guidance_rescale: how far it is brought back to the contrast of the plain prediction, 0 to 1.
             generator: of the start noise and of what some schedulers add at every step; one for all pictures or a list
                 of one for each.
             latents: start noise of unit variance instead, `[pictures, channels, height, width]`.
+            reading: how prompts are read: weights, windows, skipped layers; None: as diffusers does.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: False: a tuple.
             callback_on_step_end: called with the pipeline, the step's number, its timestep and `{"latents": ...}`; the
@@ -195,20 +200,25 @@ class RegionalPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs: expected some of {self._callback_tensor_inputs}, found "
                 f"{list(callback_on_step_end_tensor_inputs)}"
             )
-        plan = RegionPlan(
-            made,
-            prompt if background_prompt is None else background_prompt,
+        scene = Scene(
+            prompt,
+            size,
             negative,
-            size=size,
+            tuple(made),
             edges=edges_of(edges, made),
-            base_prompt=prompt if base_prompt is None else base_prompt,
-            schedule=region_schedule,
+            base_prompt=base_prompt,
+            background_prompt=background_prompt,
+            schedule=tuple(region_schedule),
+            steps=num_inference_steps,
+            guidance=guidance_scale,
+            rescale=guidance_rescale,
+            reading=reading or PromptReading(),
         )
         try:
-            latents = self._denoised(
-                base, plan, grid, num_images_per_prompt, num_inference_steps, guidance_scale, generator, latents,
-                Together(conditions), callback_on_step_end,
-            )  # fmt: skip
+            if latents is None:
+                shape = (num_images_per_prompt, base.topology.latent_channels, *grid)
+                latents = randn_tensor(shape, generator=generator, device=base.device, dtype=base.unet.dtype)
+            latents = self._denoised(base, scene, latents, generator, Together(conditions), callback_on_step_end)
             images = latents if output_type == "latent" else base.decode_latents(latents)
         finally:
             self.maybe_free_model_hooks()
@@ -218,28 +228,21 @@ class RegionalPipeline(DiffusionPipeline):
     def _denoised(
         self,
         base: Base,
-        plan: RegionPlan,
-        grid: tuple[int, int],
-        pictures: int,
-        steps: int,
-        guidance_scale: float,
+        scene: Scene,
+        noise: Tensor,
         generator: torch.Generator | list[torch.Generator] | None,
-        noise: Tensor | None,
         condition: Guide,
         callback: StepCallback | None,
     ) -> Tensor:
-        own = [guidance_scale if region.guidance is None else region.guidance for region in plan.regions]
-        guided = any(factor != 1 for factor in (guidance_scale, *own))
-        alike = all(factor == guidance_scale for factor in own)
-        states = plan.encode(base, guided=guided)
+        plan, device = plan_of(scene), base.device
+        states = plan.encode(base, guided=scene.guided, reading=scene.reading)
         whole = states[:, plan.base_text : plan.base_text + 1]
-        device = base.device
-        if noise is None:
-            shape = (pictures, base.topology.latent_channels, *grid)
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=base.unet.dtype)
-        self.scheduler.set_timesteps(steps, device=device)
+        guidance: float | Tensor = scene.guidance
+        if not scene.guided_alike:
+            guidance = guidance_map(plan, scene.guidance, (noise.shape[2], noise.shape[3])).to(device)
+        self.scheduler.set_timesteps(scene.steps, device=device)
         with (
-            regional_attention(base.unet, plan, states.states) if plan.regions else contextlib.nullcontext(),
+            regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext(),
             self.progress_bar(total=len(self.scheduler.timesteps)) as bar,
         ):
 
@@ -257,8 +260,9 @@ class RegionalPipeline(DiffusionPipeline):
                     self.scheduler,
                     noise.to(device, torch.float32),
                     whole[-1].expanded(len(noise)),
-                    whole[0].expanded(len(noise)) if guided else None,
-                    guidance=guidance_scale if alike else guidance_map(plan, guidance_scale, grid).to(device),
+                    whole[0].expanded(len(noise)) if scene.guided else None,
+                    guidance=guidance,
+                    rescale=scene.rescale,
                     condition=condition,
                     before_step=plan.begin_step,
                     callback=behind,

@@ -23,8 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixshow.core.attachment import Attachment
-from mixshow.models import Base, PromptStates, cross_attention_layers, prompt_states
+from mixshow.models import Base, PromptReading, PromptStates, cross_attention_layers, read_prompts
 from mixshow.sampling.regions import Edges, Region, averaged_shares, region_shares
+
+_AS_WRITTEN = PromptReading()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +109,11 @@ class RegionPlan:
             factor if region.span[0] * steps <= step < region.span[1] * steps else 0.0 for region in self.regions
         )
 
-    def encode(self, base: Base, *, guided: bool) -> PromptStates:
+    def encode(self, base: Base, *, guided: bool, reading: PromptReading = _AS_WRITTEN) -> PromptStates:
         """States of `[halves, texts]`; negative prompts in the first half, if guided."""
         halves = [[negative for _, negative in self.texts]] if guided else []
         halves.append([prompt for prompt, _ in self.texts])
-        states = prompt_states(base, [prompt for half in halves for prompt in half])
+        states = read_prompts(base, [prompt for half in halves for prompt in half], reading)
         return states.unflattened(len(halves), len(self.texts))
 
     def weights(self, rows: int, columns: int) -> Tensor:

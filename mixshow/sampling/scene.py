@@ -9,9 +9,12 @@ from typing import Any
 from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
 from PIL import Image
 
-from mixshow.sampling.areas import Mask
+from mixshow.models import PromptReading
+from mixshow.sampling.areas import Mask, Scaled
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
+from mixshow.sampling.hires import SecondPass
 from mixshow.sampling.precision import Precision
+from mixshow.sampling.redo import StartPicture
 from mixshow.sampling.regions import Edges, Region
 
 
@@ -67,6 +70,10 @@ class Scene:
         pose: layout guide, or None.
         conditions: further ones; what all of them add is summed.
         edges: how boxes end inside coarse positions.
+        reading: how all prompts are read.
+        rescale: of guidance; see `guided`.
+        second: a larger pass behind the first, or None.
+        start: a picture to begin from, or None; of the second pass's size it takes the first one's place.
     """
 
     prompt: str
@@ -84,10 +91,29 @@ class Scene:
     scheduler: str = DEFAULT_SCHEDULER
     scheduler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     precision: Precision = Precision.AUTO
+    reading: PromptReading = PromptReading()
+    rescale: float = 0.0
+    second: SecondPass | None = None
+    start: StartPicture | None = None
 
     def __post_init__(self) -> None:
         if self.size is None and (self.regions or self.pose or self.conditions):
             raise ValueError("a scene with regions, a pose or conditions needs a size")
+
+    def scaled(self, size: tuple[int, int]) -> Scene:
+        """The same scene in a picture of another size, of one pass."""
+        scene = dataclasses.replace(self, size=size, second=None)
+        if self.size is None or self.size == size:
+            return scene
+        regions = [dataclasses.replace(region, area=Scaled(region.area, self.size)) for region in self.regions]
+        pose = self.pose
+        if pose is not None:
+            pose = dataclasses.replace(pose, picture=pose.picture.resize(size, Image.Resampling.BILINEAR))
+        conditions = [
+            dataclasses.replace(each, picture=each.picture.resize(size, Image.Resampling.BILINEAR))
+            for each in self.conditions
+        ]
+        return dataclasses.replace(scene, regions=tuple(regions), pose=pose, conditions=tuple(conditions))
 
     @property
     def prompts(self) -> list[str]:

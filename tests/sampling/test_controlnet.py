@@ -20,7 +20,7 @@ from mixshow.models import Base, PromptStates, cross_attention_layers
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.controlnet import control_condition
 from mixshow.sampling.generate import start_noise
-from mixshow.sampling.guide import Reading, Together, WeightMap, place_weight
+from mixshow.sampling.guide import Together, UNetInput, WeightMap, place_weight
 from tests.sampling.test_pipeline import SIZE, pipeline_of, steps_of
 from tests.tiny import tiny_adapter
 
@@ -121,16 +121,16 @@ def test_networks_of_means_act_on_the_prompted_half_as_in_diffusers(tiny: Base) 
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(found, expected))
 
 
-def reading(base: Base, *, layers: bool = False) -> Reading:
+def given(base: Base, *, layers: bool = False) -> UNetInput:
     """One step of one picture, without guidance."""
     generator = torch.Generator().manual_seed(1)
     shape = (1, base.topology.layers, 24, base.topology.text_width) if layers else (1, 24, base.topology.text_width)
     latents = torch.randn(1, 4, 8, 16, generator=generator)
-    return Reading(latents, torch.tensor(500), PromptStates(torch.randn(shape, generator=generator)), 0, 4)
+    return UNetInput(latents, torch.tensor(500), PromptStates(torch.randn(shape, generator=generator)), 0, 4)
 
 
 def test_layer_l_reads_what_layer_l_of_the_unet_does(tiny: Base) -> None:
-    net, step = tiny_controlnet(tiny), reading(tiny, layers=True)
+    net, step = tiny_controlnet(tiny), given(tiny, layers=True)
     seen: list[Tensor] = []
     paths = cross_attention_layers(net)
     hooks = [
@@ -146,7 +146,7 @@ def test_layer_l_reads_what_layer_l_of_the_unet_does(tiny: Base) -> None:
 
 
 def test_what_conditions_add_is_summed(tiny: Base) -> None:
-    net, adapter, step = tiny_controlnet(tiny), tiny_adapter(tiny), reading(tiny)
+    net, adapter, step = tiny_controlnet(tiny), tiny_adapter(tiny), given(tiny)
     parts = [control_condition(net, [picture()], weight=weight) for weight in (0.3, 0.4)]
     parts.append(adapter_condition(adapter, [picture()], weight=0.5))
     found = Together(parts).for_unet(step)
@@ -163,7 +163,7 @@ def test_what_conditions_add_is_summed(tiny: Base) -> None:
 
 @pytest.mark.parametrize("kind", ["adapter", "controlnet"])
 def test_a_weight_of_places_acts_there(tiny: Base, kind: str) -> None:
-    step, left = reading(tiny), torch.zeros(8, 16, dtype=torch.float64)
+    step, left = given(tiny), torch.zeros(8, 16, dtype=torch.float64)
     left[:, :8] = 1
     weight = place_weight(0.8, torch.stack([1 - left, left]), [0.5])
     assert isinstance(weight, WeightMap)

@@ -1,0 +1,94 @@
+"""The picture that a scene begins from and its second pass: options -> values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from PIL import Image
+
+from mixshow.config.passes import HiresOptions, ImageOptions
+from mixshow.config.region import RegionOptions
+from mixshow.core.errors import MixshowError, did_you_mean
+from mixshow.core.progress import log
+from mixshow.sampling.hires import SecondPass, Upscale
+from mixshow.sampling.openpose import read_picture
+from mixshow.sampling.pictures import decoded_picture, encoded_picture
+from mixshow.sampling.redo import StartPicture, redone_area
+from mixshow.sampling.scene import Scene
+
+Size = tuple[int, int]
+_SCALE = 1.5
+
+
+def second_pass(options: HiresOptions, size: Size, multiple: int) -> SecondPass:
+    """The second pass over pictures of a size.
+
+    Args:
+        multiple: what sides must be multiples of, in pixels.
+    """
+    scale = options.scale or _SCALE
+    width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
+    return SecondPass(options.size or (width, height), options.strength, options.steps, Upscale(options.upscale))
+
+
+def start_picture(
+    options: ImageOptions, scene: Scene, entries: Sequence[RegionOptions]
+) -> tuple[StartPicture, ImageOptions]:
+    """The picture that a scene begins from, and options that hold it without a file.
+
+    It is brought to the scene's size, unless it has that of the second pass: then that alone is made.
+
+    Args:
+        entries: the scene's regions as options, which know their concepts' names.
+
+    Raises:
+        MixshowError: no such picture or region.
+    """
+    picture = _picture(options)
+    larger = None if scene.second is None else scene.second.size
+    if scene.size is not None and picture.size not in (scene.size, larger):
+        found, wanted = (f"{width}x{height}" for width, height in (picture.size, scene.size))
+        log.info("%s: %s pixels, stretched over the picture of %s", options.file or "image", found, wanted)
+        picture = picture.resize(scene.size)
+    redone = None
+    if options.redo and larger not in (None, picture.size):
+        raise MixshowError(
+            f"redo: expected a picture of the second pass's {'x'.join(map(str, larger or ()))} pixels, found "
+            f"{picture.width}x{picture.height}; leave out hires"
+        )
+    if options.redo:
+        numbers = [number for name in options.redo for number in region_numbers(name, entries)]
+        regions = scene.scaled(picture.size).regions
+        redone = redone_area(regions, numbers, picture.size, margin=options.margin, feather=options.feather)
+    kept = dataclasses.replace(options, file=None, png=encoded_picture(picture))
+    return StartPicture(picture, options.made_part, redone), kept
+
+
+def _picture(options: ImageOptions) -> Image.Image:
+    if options.file is None:
+        return decoded_picture(options.png or "").convert("RGB")
+    try:
+        return read_picture(options.file).convert("RGB")
+    except MixshowError as error:
+        raise MixshowError(f"file: {error}") from error
+
+
+def region_numbers(name: int | str, entries: Sequence[RegionOptions]) -> list[int]:
+    """The numbers, from 0, of the regions that are meant: of one by its number, of all by their concept.
+
+    Raises:
+        MixshowError: no such region; names those that are there.
+    """
+    if isinstance(name, int) or name.isdecimal():
+        if int(name) < len(entries):
+            return [int(name)]
+        raise MixshowError(f"redo: expected a region from 0 to {len(entries) - 1}, found {name}")
+    found = [i for i, entry in enumerate(entries) if entry.concept == name or f"<{name}1>" in entry.prompt]
+    if not found:
+        known = dict.fromkeys(entry.concept for entry in entries if entry.concept)
+        raise MixshowError(
+            f"redo: expected a region's number from 0 to {len(entries) - 1} or its concept, found '{name}'"
+            f"{did_you_mean(name, known)}"
+        )
+    return found
