@@ -22,6 +22,7 @@ COMMANDS = {
     "compose": "put characters into one picture: regions, poses, prompts",
     "scene": "published scenes as options",
     "sample": "pictures of a prompt, with a concept file, a fused model or the plain base",
+    "pose": "skeletons for scenes: draw them, find them in photographs, show the named ones",
     "lycoris": "algorithms for networks: their options, and what a preset would change in a model",
     "puppets": "the built-in base: its world, its cast, its measured quality",
     "demo": "the whole show on the built-in base: train, fuse, compose, measure",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixshow.config.load import Section, load, option, read_yaml
+from mixshow.config.refine import RefineOptions, template_problems
 
 PUBLISHED: Mapping[str, Any] = {
     "solver": {"name": "lbfgs", "iterations": 500, "spatial_iterations": 50, "precondition": False, "ridge": 0.0},
@@ -23,7 +24,20 @@ PUBLISHED: Mapping[str, Any] = {
     "anchor": {"weight": 0.0},
     "refine": {"method": "none"},
 }
-Method = Literal["solve", "sum", "average", "svd", "concatenate", "ties", "dare", "dare_ties", "orthogonal", "subspace"]
+Method = Literal[
+    "solve",
+    "constrained",
+    "sum",
+    "average",
+    "svd",
+    "concatenate",
+    "ties",
+    "dare",
+    "dare_ties",
+    "orthogonal",
+    "subspace",
+]
+SOLVING = ("solve", "constrained", "subspace")  # methods that solve layer by layer on recorded inputs
 UNREFINED: Mapping[str, Any] = {"refine": {"method": "none"}}  # methods to compare with are taken as they are
 
 
@@ -61,9 +75,19 @@ class SolverOptions(Section):
         0.01,
     )
     precondition: bool = option("lbfgs only: start each step from a Cholesky factor, nearly the closed form", True)
+    objective: Literal["squares", "huber", "cosine"] = option(
+        "what errors count: their squares; huber: single rows far off less; cosine: the outputs' directions", "squares"
+    )
+    huber_delta: float = option("from which error on huber counts less, in medians of a layer's row errors", 1.0)
 
     def problems(self) -> list[str]:
         return [
+            *([] if self.huber_delta > 0 else [f"huber_delta: expected more than 0, found {self.huber_delta}"]),
+            *(
+                [f"objective: {self.objective} is minimised by name=lbfgs, found name={self.name}"]
+                if self.objective != "squares" and self.name != "lbfgs"
+                else []
+            ),
             *([] if self.iterations > 0 else [f"iterations: expected at least 1, found {self.iterations}"]),
             *(
                 [f"spatial_iterations: expected at least 1 or null, found {self.spatial_iterations}"]
@@ -99,6 +123,7 @@ class StatisticsOptions(Section):
     shrinkage: float = option(
         "share of the moments' off-diagonal elements that is taken away, 0 to 1; helps where prompts are few", 0.0
     )
+    rows: int = option("inputs kept of each layer and concept where solver.objective is huber or cosine", 512)
     steps: int = option("denoising steps that are recorded", 20)
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
@@ -108,13 +133,13 @@ class StatisticsOptions(Section):
     def problems(self) -> list[str]:
         found = [
             f"{name}: expected at least 1, found {getattr(self, name)}"
-            for name in ("steps", "batch_size")
+            for name in ("steps", "batch_size", "rows")
             if getattr(self, name) < 1
         ]
         if not 0 <= self.shrinkage <= 1:
             found.append(f"shrinkage: expected 0 to 1, found {self.shrinkage}")
         for name in ("text_prompts", "picture_prompts"):
-            found += _template_problems(name, getattr(self, name))
+            found += template_problems(name, getattr(self, name))
         return found
 
 
@@ -133,39 +158,19 @@ class AnchorOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class RefineOptions(Section):
-    method: Literal["none", "distill"] = option(
-        "distill: move the UNet's fused weights until they predict noise as the concepts' own models do", "distill"
-    )
-    steps: int = option("optimizer steps of distill", 300)
-    rate: float = option("highest learning rate of distill", 5e-4)
-    batch_size: int = option("predictions per step of distill", 8)
-    rounds: int = option(
-        "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 3
-    )
-    prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)
-    seed: int = option("of the pictures distilled on", 0)
-
-    def problems(self) -> list[str]:
-        return [
-            *(
-                f"{name}: expected at least 1, found {getattr(self, name)}"
-                for name in ("steps", "batch_size", "rounds")
-                if getattr(self, name) < 1
-            ),
-            *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),
-            *_template_problems("prompts", self.prompts),
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
 class MergeOptions(Section):
     rank: int | None = option("of method=svd; null: the largest of the concepts' in each layer", None)
     density: float = option("share of the elements that ties and dare keep", 0.5)
     seed: int = option("of the elements that dare keeps", 0)
+    prompts: list[str] | None = option(
+        "of method=constrained, with {concept}: keys and values of its tokens in them are kept exactly; null: 'photo "
+        "of a {concept}'",
+        None,
+    )
 
     def problems(self) -> list[str]:
         return [
+            *template_problems("prompts", self.prompts),
             *([] if self.rank is None or self.rank > 0 else [f"rank: expected at least 1 or null, found {self.rank}"]),
             *([] if 0 < self.density < 1 else [f"density: expected between 0 and 1, found {self.density}"]),
         ]
@@ -206,7 +211,7 @@ class ReportOptions(Section):
 
     def problems(self) -> list[str]:
         return [
-            *_template_problems("prompts", self.prompts),
+            *template_problems("prompts", self.prompts),
             *(["captions: expected at least one"] if self.captions == [] else []),
             *([] if self.steps > 0 else [f"steps: expected at least 1, found {self.steps}"]),
         ]
@@ -227,7 +232,11 @@ class FuseOptions(Section):
     preset: Literal["default", "published"] = option(
         "default, or published for Mix-of-Show's rows, order and no ridge", "default"
     )
-    method: Method = option("solve: least squares on what layers read; the others are to compare with", "solve")
+    method: Method = option(
+        "solve: least squares on what layers read; constrained: the same with keys and values of concept tokens kept "
+        "exactly; the others are to compare with",
+        "solve",
+    )
     merge: MergeOptions = option("what the other methods want to know", factory=MergeOptions)
     solver: SolverOptions = option("what minimises each layer's error", factory=SolverOptions)
     statistics: StatisticsOptions = option("what layers' inputs are recorded on", factory=StatisticsOptions)
@@ -244,6 +253,14 @@ class FuseOptions(Section):
             found.append(f"output: expected a folder for format=lora, found {self.output}; it holds more than one file")
         if not single and self.output_dtype != "fp32":
             found.append(f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out")
+        if self.refine.method == "rerecord" and self.method not in SOLVING:
+            found.append(
+                f"refine.method: rerecord solves again, which method={self.method} does not; use distill or none"
+            )
+        if self.method == "constrained" and self.anchor.weight == 0:
+            found.append(
+                "anchor.weight: expected more than 0 for method=constrained, which changes ordinary captions least"
+            )
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
         return found
@@ -270,15 +287,3 @@ def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merged(merged[key], value) if both else value
     return merged
-
-
-def _template_problems(name: str, templates: Sequence[str] | None) -> list[str]:
-    if templates is None:
-        return []
-    if not templates:
-        return [f"{name}: expected at least one"]
-    return [
-        f"{name}[{i}]: expected {{concept}} in it, found '{text}'"
-        for i, text in enumerate(templates)
-        if "{concept}" not in text
-    ]

@@ -37,6 +37,11 @@ def option(help: str, default: Any = dataclasses.MISSING, *, factory: Any = data
 class Section:
     """Base of all option sections."""
 
+    @classmethod
+    def in_short(cls, given: Any) -> Mapping[str, Any] | None:
+        """The options that a value which is no mapping stands for; None: nothing."""
+        return None
+
     def problems(self) -> list[str]:
         """Contradictions and values out of range, one sentence each; names fields without the section's path."""
         return []
@@ -149,6 +154,8 @@ def _first_line(error: Exception) -> str:
 
 def _section(schema: type[SectionType], contents: Any, where: str, problems: list[str]) -> SectionType:
     """Build one section; appends to `problems` and then returns a value that must not be used."""
+    if not isinstance(contents, Mapping):
+        contents = schema.in_short(contents) or contents
     if not isinstance(contents, Mapping):
         problems.append(f"{where or 'options'}: expected a mapping, found {_describe(contents)}")
         return typing.cast(SectionType, None)

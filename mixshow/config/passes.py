@@ -16,7 +16,7 @@ class ImageOptions(Section):
     file: Path | None = option("a picture; one of another size is stretched over the scene", None)
     png: str | None = option("a picture in base64, as pictures that mixshow made carry it", None)
     strength: float | None = option(
-        "the part of the steps that is made, the last ones; null: 0.6, and with redo 1.0", None
+        "the part of the steps that is made, the last ones; null: 0.6, and with redo 0.8", None
     )
     redo: list[int | str] = option(
         "regions that are made again, by number from 0 or by 'concept'; every other pixel stays. None: all is made",
@@ -28,7 +28,7 @@ class ImageOptions(Section):
     @property
     def made_part(self) -> float:
         """The strength that counts."""
-        return self.strength if self.strength is not None else 1.0 if self.redo else 0.6
+        return self.strength if self.strength is not None else 0.8 if self.redo else 0.6
 
     def problems(self) -> list[str]:
         given = [name for name in ("file", "png") if getattr(self, name) is not None]

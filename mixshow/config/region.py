@@ -8,12 +8,13 @@ from pathlib import Path
 
 from mixshow.config.load import Section, option
 
-_SHAPES = ("box", "polygon", "mask", "colour", "png")
+_SHAPES = ("box", "polygon", "mask", "colour", "person", "png")
 
 
 @dataclasses.dataclass(frozen=True)
 class RegionOptions(Section):
-    """A part of the picture: one of `box`, `polygon`, `mask`, `colour` and `png`, or a cell of the scene's `layout`."""
+    """A part of the picture: one of `box`, `polygon`, `mask`, `colour`, `person` and `png`, or the scene's `layout` or
+    `boxes` have a place for it."""
 
     prompt: str = option("what is in the region; {concept} stands for the tokens of 'concept'")
     concept: str | None = option("name of a concept: pip, of <pip1> <pip2>", None)
@@ -25,6 +26,7 @@ class RegionOptions(Section):
     )
     mask: Path | None = option("a grey picture, white inside; one of another size is stretched over the scene", None)
     colour: str | None = option("its colour in the picture of 'masks', in quotes: \"#ff0000\"", None)
+    person: int | str | None = option("a box around this person of the pose: a number from 1, or a name", None)
     png: str | None = option("a mask in base64, as pictures that mixshow made carry it", None)
     negative_prompt: str | None = option("what is not; null: the scene's negative prompt", None)
     base_ratio: float = option("part of the attention that stays with the scene's base prompt, 0 to 1", 0.0)
@@ -52,6 +54,8 @@ class RegionOptions(Section):
         given = [name for name in _SHAPES if getattr(self, name) is not None]
         if len(given) > 1:
             found.append(f"{given[1]}: expected one shape, found {' and '.join(given)}")
+        if isinstance(self.person, int) and self.person < 1:
+            found.append(f"person: expected 1 (the first) or more, or a name, found {self.person}")
         if not 0 <= self.base_ratio <= 1:
             found.append(f"base_ratio: expected 0 to 1, found {self.base_ratio}")
         if not 0 <= self.feather < math.inf:

@@ -11,39 +11,12 @@ from typing import Any, Literal
 from mixshow.config.condition import ConditionOptions
 from mixshow.config.load import Section, option
 from mixshow.config.passes import HiresOptions, ImageOptions
+from mixshow.config.pose import PoseOptions
 from mixshow.config.region import RegionOptions
 from mixshow.config.seeds import parse_seeds
 from mixshow.core.errors import MixshowError
 
-Point = list[float]
 _CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
-
-
-@dataclasses.dataclass(frozen=True)
-class PoseOptions(Section):
-    """Where the people stand: exactly one of `image`, `json`, `people` and `png`."""
-
-    image: Path | None = option("an OpenPose picture; scaled to fit the scene", None)
-    json: Path | None = option("OpenPose JSON, or a PNG that carries key points; scaled to fit the scene", None)
-    people: list[list[Point | None]] | None = option(
-        "for each person 18 COCO points [x, y] or [x, y, visible], null where not seen; fractions when none is above 1",
-        None,
-    )
-    png: str | None = option("an OpenPose picture in base64, as pictures that mixshow made carry it", None)
-    adapter: str = option("'puppets', a folder or a hub id of a T2I-Adapter for poses", "puppets")
-    weight: float = option("factor on the adapter's features; 0: without", 1.0)
-    span: tuple[float, float] = option("part of the steps in which it counts, 0.0 to 1.0", (0.0, 1.0))
-
-    def problems(self) -> list[str]:
-        given = [name for name in ("image", "json", "people", "png") if getattr(self, name) is not None]
-        found = []
-        if len(given) != 1:
-            found.append(f"expected one of image, json and people, found {' and '.join(given) or 'none'}")
-        if self.people is not None and not self.people:
-            found.append("people: expected at least one person, found none; leave pose out for a scene without")
-        if not 0 <= self.span[0] < self.span[1] <= 1:
-            found.append(f"span: expected two numbers such as [0.0, 0.6], found {list(self.span)}")
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +65,11 @@ class SceneOptions(Section):
     )
     pose: PoseOptions | None = option("where people stand and how; null: free", None)
     conditions: list[ConditionOptions] = option("pictures that guide the layout, beside the pose", factory=list)
+    boxes: Literal["from_pose"] | None = option(
+        "regions without a shape get boxes around the pose's people: the one a region or its concept names, the others "
+        "in order",
+        None,
+    )
     regions: list[RegionOptions] = option("parts of the picture with their own prompts", factory=list)
     rewrite: str | None = option(
         "regions as Mix-of-Show writes them: [prompt]-*-[negative]-*-[top, left, bottom, right]|...", None
@@ -211,15 +189,16 @@ class SceneOptions(Section):
             shape = region.shape
             if self.cells and shape:
                 found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
-            elif shape is None and not self.cells:
+            elif shape is None and not self.cells and not self.boxes:
                 found.append(
-                    f"regions[{i}]: expected one of box, polygon, mask and colour (in quotes), or a layout for all "
-                    "regions; found none"
+                    f"regions[{i}]: expected one of box, polygon, mask, colour (in quotes) and person, or a layout or "
+                    "boxes: from_pose for all regions; found none"
                 )
             elif shape == "colour" and self.masks is None:
                 found.append(f"regions[{i}].colour: expected a colour-coded picture in 'masks', found none")
             if region.feather and self.edges == "hard":
                 found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
+        found += self._box_problems()
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
         alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule")
@@ -239,3 +218,18 @@ class SceneOptions(Section):
         if self.cells and not self.regions:
             found.append(f"layout: expected regions for the cells of '{self.cells}', found none")
         return found
+
+    def _box_problems(self) -> list[str]:
+        """What is wrong with boxes from the pose."""
+        persons = [f"regions[{i}].person" for i, region in enumerate(self.regions) if region.person is not None]
+        asking = ["boxes", *persons] if self.boxes else persons
+        if not asking:
+            return []
+        if self.pose is None or not self.pose.has_points:
+            expected = "expected a pose with key points (people, json or photo)"
+            return [f"{asking[0]}: {expected}, found {'none' if self.pose is None else 'only a drawn picture'}"]
+        if self.boxes and not self.regions:
+            return ["boxes: expected regions, which people's boxes are for; found none"]
+        if self.boxes and self.cells:
+            return [f"boxes: expected no boxes from the pose beside the layout '{self.cells}'"]
+        return []

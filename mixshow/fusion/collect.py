@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.layers import Layer, Stage
@@ -35,6 +36,7 @@ class Collection:
         width: pixels; None: the base's native side. `height` likewise.
         seed: of the start noise.
         batch_size: pictures denoised together.
+        rows: inputs kept as they are of each layer and concept, for objectives that are no squares.
     """
 
     progressive: bool = False
@@ -46,6 +48,7 @@ class Collection:
     height: int | None = None
     seed: int = 0
     batch_size: int = 8
+    rows: int = 0
 
 
 PUBLISHED = Collection(
@@ -99,8 +102,18 @@ def key_value_statistics(
         every_position: all positions of padded prompts; otherwise concept tokens, the tokens of `words` and the end
             token.
     """
-    read = {(layer.text_layer, layer.extended) for layer in layers}
     statistics: dict[tuple[int | None, bool], LayerStatistics] = {}
+    for key, rows in key_value_rows(base, layers, prompts, every_position, words):
+        own, before = LayerStatistics.of_rows(rows, extended=key[1]), statistics.get(key)
+        statistics[key] = own if before is None else before + own
+    return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
+
+
+def key_value_rows(
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], every_position: bool, words: str = ""
+) -> Iterator[tuple[tuple[int | None, bool], Tensor]]:
+    """Rows `[rows, width]` that keys and values read, by the number of their layer and whether it is extended."""
+    read = {(layer.text_layer, layer.extended) for layer in layers}
     chosen_ids = torch.tensor(
         [
             *(base.tokenizer.eos_token_id, *base.tokenizer(words, add_special_tokens=False).input_ids),
@@ -109,20 +122,24 @@ def key_value_statistics(
     )
     for prompt in prompts:
         if every_position:
-            states = encode_prompts(base, [prompt])[0]
+            states, ids = encode_prompts(base, [prompt])[0], None
         else:
-            texts = _texts_per_layer(base, prompt)
-            encoded, ids = text_states(base, texts, pad=False).states, prompt_ids(base, texts, pad=False)
-            # A prompt without concept tokens is the same text in all layers.
-            states, ids = (each.expand(base.topology.layers, *each.shape[1:]) for each in (encoded, ids))
+            states, ids = unpadded_states(base, prompt)
         for number, rows in enumerate(states):
-            if not every_position:
+            if ids is not None:
                 rows = rows[torch.isin(ids[number].cpu(), chosen_ids).to(rows.device)]
             for extended in (False, True):
                 if (number, extended) in read:
-                    own, before = LayerStatistics.of_rows(rows, extended=extended), statistics.get((number, extended))
-                    statistics[number, extended] = own if before is None else before + own
-    return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
+                    yield (number, extended), rows
+
+
+def unpadded_states(base: Base, prompt: str) -> tuple[Tensor, Tensor]:
+    """States `[layers, tokens, width]` and ids `[layers, tokens]` of an unpadded prompt."""
+    texts = _texts_per_layer(base, prompt)
+    encoded, ids = text_states(base, texts, pad=False).states, prompt_ids(base, texts, pad=False)
+    # A prompt without concept tokens is the same text in all layers.
+    layers = base.topology.layers
+    return encoded.expand(layers, *encoded.shape[1:]), ids.expand(layers, *ids.shape[1:])
 
 
 @torch.no_grad()

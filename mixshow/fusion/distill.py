@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
@@ -30,32 +30,51 @@ from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
 from mixshow.fusion.members import Member
+from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.precision import Precision, autocast
 
+Weights = dict[str, Tensor]  # of the UNet's changed layers, by module path
 _WARMUP = 20  # steps
 
 
 def distill(
-    base: Base, members: Sequence[Member], fusion: Fusion, plan: DistillPlan, *, show_progress: bool = False
+    base: Base,
+    members: Sequence[Member],
+    fusion: Fusion,
+    plan: DistillPlan,
+    *,
+    stopping: EarlyStopping[Weights] | None = None,
+    show_progress: bool = False,
 ) -> Fusion:
     """Refine a fusion. The base is unchanged afterwards.
 
     Args:
         fusion: where to start; the weights it changes in the UNet are the ones that move, its biases, embeddings and
             text encoder stay.
+        stopping: ends earlier and chooses the step, the start included; None: the last step is the result.
 
     Returns:
-        A fusion with full-rank changes in the UNet.
+        A fusion with full-rank changes in the UNet, unless the start was the best.
     """
+    start = fusion
     curriculum: Curriculum | None = None
     optimizer_state: dict[str, Any] | None = None
     for number in range(plan.rounds):
         walker = fusion if number else None
         written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
         curriculum = written if curriculum is None else curriculum.with_more(written)
-        fusion, optimizer_state = _round(base, fusion, curriculum, plan, number, optimizer_state, show_progress)
-    return fusion
+        fusion, optimizer_state, stopped = _round(
+            base, fusion, curriculum, plan, number, optimizer_state, stopping, show_progress
+        )
+        if stopped:
+            break
+    if stopping is None:
+        return fusion
+    assert stopping.best is not None
+    look, weights = stopping.best
+    chosen = start if look.at == 0 else _moved(base, start, weights)
+    return dataclasses.replace(chosen, refining=stopping.to_json())
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
@@ -79,26 +98,43 @@ def _round(
     plan: DistillPlan,
     number: int,
     optimizer_state: dict[str, Any] | None,
+    stopping: EarlyStopping[Weights] | None,
     show_progress: bool,
-) -> tuple[Fusion, dict[str, Any]]:
-    """One round's optimizer steps; returns the refined fusion and the optimizer's state."""
-    unet_layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
-    weights = {path: _weight(unet_layers[path]) for path in fusion.changes if path in unet_layers}
-    fused, attachment = fusion.attach(base)
-    with attachment:
+) -> tuple[Fusion, dict[str, Any], bool]:
+    """One round's optimizer steps; returns the refined fusion, the optimizer's state and whether to stop here."""
+    weights = _unet_weights(base, fusion)
+    with fusion.in_place(base) as fused, Attachment() as attachment:
         for weight in weights.values():
             _make_trainable(weight, attachment)
         optimizer = torch.optim.AdamW(weights.values(), lr=plan.rate, weight_decay=0.0)
         if optimizer_state is not None:
             optimizer.load_state_dict(optimizer_state)
-        _train(fused, optimizer, curriculum, plan, number, show_progress)
-        refined = {path: weight.detach().clone() for path, weight in weights.items()}
+
+        def values() -> Weights:
+            return {path: weight.detach().clone() for path, weight in weights.items()}
+
+        def look(step: int) -> bool:
+            return stopping is not None and stopping.look(fused, step, values)
+
+        stopped = (number == 0 and look(0)) or _train(fused, optimizer, curriculum, plan, number, look, show_progress)
+        refined = values()
+    return _moved(base, fusion, refined), optimizer.state_dict(), stopped
+
+
+def _unet_weights(base: Base, fusion: Fusion) -> dict[str, nn.Parameter]:
+    """The weights of the UNet that a fusion changes."""
+    layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
+    return {path: _weight(layers[path]) for path in fusion.changes if path in layers}
+
+
+def _moved(base: Base, fusion: Fusion, refined: Weights) -> Fusion:
+    """The fusion with other weights; the base's are in place."""
     changes = dict(fusion.changes)
-    for path, weight in weights.items():
+    for path, weight in _unet_weights(base, fusion).items():
         before = changes[path]
         moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
         changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
-    return dataclasses.replace(fusion, changes=changes), optimizer.state_dict()
+    return dataclasses.replace(fusion, changes=changes)
 
 
 def _train(
@@ -107,8 +143,10 @@ def _train(
     curriculum: Curriculum,
     plan: DistillPlan,
     number: int,
+    look: Callable[[int], bool],
     show_progress: bool,
-) -> None:
+) -> bool:
+    """The steps of one round; whether a look, every so many of them, ended it."""
     sets = [*curriculum.concepts, curriculum.empty, curriculum.ordinary]
     taught = 1 - plan.empty - plan.ordinary
     shares = torch.tensor([taught / len(curriculum.concepts)] * len(curriculum.concepts) + [plan.empty, plan.ordinary])
@@ -137,6 +175,9 @@ def _train(
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)
+            if ((step + 1) % plan.look_every == 0 or step + 1 == plan.steps) and look(step + 1):
+                return True
+    return False
 
 
 def _rate_at(step: int, plan: DistillPlan) -> float:

@@ -6,18 +6,22 @@ Mix-of-Show's gradient fusion (arXiv 2305.18292) is the collection `PUBLISHED` w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
-from mixshow.core.progress import progress_bar
-from mixshow.fusion.build import Normalisation, build_problems
+from mixshow.core.progress import progress_bar, tracked
+from mixshow.fusion.build import Deltas, Normalisation, build_problems
 from mixshow.fusion.collect import Collection, Statistics, record
+from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
@@ -35,6 +39,8 @@ class Objective:
         weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
         shrinkage: share of the moments' off-diagonal elements that is taken away.
         normalise: by what concepts' weights are divided, so that a loud one does not win.
+        constraint_prompts: with `{concept}`; keys and values of concept tokens in them are kept exactly. Empty: no
+            constraints.
     """
 
     ridge: float = 0.0
@@ -43,6 +49,7 @@ class Objective:
     weights_by_rows: bool = False
     shrinkage: float = 0.0
     normalise: Normalisation = "none"
+    constraint_prompts: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +62,7 @@ class Fusion:
         outcomes: by module path, with residuals in the members' order; empty for baselines.
         seconds: by what they were spent on.
         metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
+        refining: how refining went, as plain values for the report; empty where nothing was stopped by.
     """
 
     changes: Mapping[str, Tensor]
@@ -62,6 +70,7 @@ class Fusion:
     outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    refining: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def attach(self, base: Base) -> tuple[Base, Attachment]:
         """The fused model, sharing the base's modules until the handle is detached."""
@@ -73,6 +82,13 @@ class Fusion:
             attachment.detach()
             raise
         return fused, attachment
+
+    @contextlib.contextmanager
+    def in_place(self, base: Base) -> Iterator[Base]:
+        """The fused model within the block."""
+        fused, attachment = self.attach(base)
+        with attachment:
+            yield fused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,30 +135,42 @@ def fuse(
         if not any(deltas):
             continue
         stage_statistics = (recorded or {}).get(stage)
-        if stage_statistics is None:
-            with put_in_place(modules, changes if collection.progressive else {}):
+        with put_in_place(modules, changes if collection.progressive else {}):
+            if stage_statistics is None:
                 stage_statistics = record_stage(
                     base, members, stage, collection, objective, show_progress=show_progress
                 )
+            kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        problems = build_problems(
-            deltas,
-            stage_statistics.concepts,
-            weights=None if objective.weights_by_rows else [member.weight for member in members],
-            anchor=stage_statistics.anchor,
-            anchor_weight=objective.anchor_weight,
-            ridge=objective.ridge,
-            shrinkage=objective.shrinkage,
-            normalise=objective.normalise,
-        )
+        problems = kept.applied(base, stage_problems(members, deltas, stage_statistics, objective))
         for outcome in solvers[stage].solve(problems):
             outcomes[outcome.name] = outcome
             changes[outcome.name] = outcome.change
         if keep_metrics:
-            metrics |= {problem.name: problem.matrix for problem in problems}
+            metrics |= {problem.name: problem.metric for problem in problems}
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
     return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
+
+
+def stage_problems(
+    members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
+) -> list[LayerProblem]:
+    """The least-squares problems of one stage's layers.
+
+    Args:
+        deltas: for each member, its changes of the stage's layers by module path.
+    """
+    return build_problems(
+        deltas,
+        recorded.concepts,
+        weights=None if objective.weights_by_rows else [member.weight for member in members],
+        anchor=recorded.anchor,
+        anchor_weight=objective.anchor_weight,
+        ridge=objective.ridge,
+        shrinkage=objective.shrinkage,
+        normalise=objective.normalise,
+    )
 
 
 def record_stage(
@@ -152,16 +180,22 @@ def record_stage(
     collection: Collection,
     objective: Objective,
     *,
+    through: Fusion | None = None,
     show_progress: bool = False,
 ) -> Recorded:
-    """Statistics of one stage for all members, and for the anchor when the objective has one."""
+    """Statistics of one stage for all members, and for the anchor when the objective has one.
+
+    Args:
+        through: a fused model whose inputs are recorded, on ordinary captions too; None: each concept's own model,
+            and the base.
+    """
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
     concepts = []
     anchored = objective.anchor_weight > 0
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
         for member in members:
-            with member.in_place(base, own_stages) as tuned:
+            with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
                 name = member.concept.text
                 concepts.append(
                     record(
@@ -175,9 +209,48 @@ def record_stage(
         anchor = None
         if anchored:
             captions = list(objective.captions)
-            anchor = record(base, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
+            with contextlib.nullcontext(base) if through is None else through.in_place(base) as model:
+                anchor = record(model, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
             bar.update()
     return Recorded(concepts, anchor)
+
+
+def keep_inputs(
+    base: Base,
+    members: Sequence[Member],
+    stage: Stage,
+    collection: Collection,
+    objective: Objective,
+    *,
+    through: Fusion | None = None,
+    show_progress: bool = False,
+) -> KeptInputs:
+    """What the problems of one stage need of their inputs beside moments; nothing for plain least squares.
+
+    Args:
+        through: as for `record_stage`.
+    """
+    prompts = objective.constraint_prompts if stage is Stage.KEY_VALUE else ()
+    if not prompts and not collection.rows:
+        return KeptInputs()
+    layers = changed_layers(base, members, stage)
+    own_stages = (stage,) if collection.progressive else tuple(Stage)
+    constraints, samples = [], []
+    for member in tracked(members, f"keeping inputs of {stage.value}", enabled=show_progress):
+        name = member.concept.text
+        with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
+            if prompts:
+                constraints.append(token_rows(tuned, layers, filled(prompts, name), member.concept.embeddings))
+                continue
+            samples.append(
+                sample_rows(
+                    tuned, layers, stage, collection,
+                    text_prompts=filled(collection.text_prompts, name),
+                    picture_prompts=filled(collection.picture_prompts, name),
+                    words=member.concept.ordinary_words,
+                )
+            )  # fmt: skip
+    return KeptInputs(constraints, samples)
 
 
 def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:

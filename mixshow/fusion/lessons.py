@@ -5,9 +5,8 @@ Each concept's own model denoises some pictures, later the fused model does; eve
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,6 +47,7 @@ class DistillPlan:
         captions: ordinary ones.
         walk_steps: denoising steps of a picture; all are learned from.
         guidance: with which the pictures are denoised.
+        look_every: steps between two looks at validation prompts, where there are any.
         width: pixels; None: the base's native side. `height` likewise.
     """
 
@@ -61,6 +61,7 @@ class DistillPlan:
     captions: Sequence[str] = CAPTIONS
     walk_steps: int = 12
     guidance: float = 5.0
+    look_every: int = 50
     width: int | None = None
     height: int | None = None
     seed: int = 0
@@ -145,7 +146,7 @@ def write_curriculum(
         for place, member in enumerate(members):
             every = min(2, plan.rounds) if number == 0 else plan.rounds
             prompts = filled(plan.prompts[number % every :: every] or plan.prompts, member.concept.text)
-            with member.in_place(base) if fusion is None else _attached(base, fusion) as walker:
+            with member.in_place(base) if fusion is None else fusion.in_place(base) as walker:
                 walked = _lessons(walker, prompts, plan, (number, place))
             with member.in_place(base) as tuned:
                 own = walked if fusion is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
@@ -173,13 +174,6 @@ def _weights(change: Tensor) -> Tensor:
     share = smooth / smooth.mean(dim=(1, 2, 3), keepdim=True).clamp(min=torch.finfo(smooth.dtype).tiny)
     weights = _LEAST_WEIGHT + (1 - _LEAST_WEIGHT) * share.clamp(max=_MOST_WEIGHT)
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
-
-
-@contextlib.contextmanager
-def _attached(base: Base, fusion: Fusion) -> Iterator[Base]:
-    fused, attachment = fusion.attach(base)
-    with attachment:
-        yield fused
 
 
 def _lessons(model: Base, prompts: Sequence[str], plan: DistillPlan, number: tuple[int, int]) -> Lessons:

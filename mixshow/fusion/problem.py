@@ -167,6 +167,11 @@ class LayerProblem:
         """S, `[in, in]`."""
         return self.inputs.matrix
 
+    @property
+    def metric(self) -> Tensor:
+        """S of all that was recorded, `[in, in]`, in which changes are truncated."""
+        return self.inputs.matrix
+
     @cached_property
     def target(self) -> Tensor:
         """B, `[out, in]`, float64."""

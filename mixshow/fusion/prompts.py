@@ -1,4 +1,4 @@
-"""Built-in prompt lists; `{concept}` stands for a concept's tokens. Held-out lists share no text with the others."""
+"""Built-in prompt lists; `{concept}` stands for a concept's tokens. Held-out and validation lists share no text."""
 
 from __future__ import annotations
 
@@ -69,6 +69,18 @@ HELD_OUT_CAPTIONS = (
     "a picture of a girl with a blue shirt",
     "a photo of a bear in the street",
     "a boy with green trousers in the park",
+)
+
+# What refining stops by; the report's lists stay held out.
+VALIDATION = (
+    "a good picture of {concept} in the desert",
+    "{concept} in a room at night",
+    "a painting of {concept} in the forest",
+)
+
+VALIDATION_CAPTIONS = (
+    "a picture of a man in the desert",
+    "a girl with a red hat at the lake",
 )
 
 

@@ -55,6 +55,7 @@ def report(
         },
         "held_out": held_out["fused"].to_json() if held_out else None,
         "held_out_solved": held_out["solved"].to_json() if held_out else None,
+        "refining": dict(fusion.refining) or None,
         "advice": _advice(list(fusion.outcomes.values())),
         "seconds": {what: round(value, 3) for what, value in seconds.items()},
         "options": dict(options),

@@ -9,7 +9,8 @@ import numpy as np
 from mixshow.puppets import features
 from mixshow.puppets.canvas import Canvas, Frame, Point
 from mixshow.puppets.palette import COLOURS, SKINS, Colour, jitter, shade
-from mixshow.puppets.skeleton import HEAD_RADIUS, INDEX
+from mixshow.puppets.skeleton import HEAD_RADIUS
+from mixshow.sampling.joints import INDEX
 
 _DARK: Colour = (36, 30, 34)
 _SHOE: Colour = (84, 58, 48)

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixshow.puppets.judge import ConvBlock
-from mixshow.puppets.skeleton import INDEX
 from mixshow.puppets.weights_file import load_weights
 from mixshow.puppets.world import SQUARE
+from mixshow.sampling.joints import INDEX
 
 POINTS = ("nose", "right_wrist", "left_wrist", "right_ankle", "left_ankle")
 POINT_ROWS = tuple(INDEX[name] for name in POINTS)  # their rows in a COCO-18 skeleton

@@ -18,6 +18,8 @@ from mixshow.recipes.conditions import missing_readers, unfit_readers
 from mixshow.recipes.networks import missing_networks
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
+from mixshow.sampling.controlnet import controlnet_problem
+from mixshow.sampling.detect import detector_problem
 from mixshow.sampling.scene import Scene
 
 
@@ -91,5 +93,10 @@ def _missing_models(options: SceneOptions) -> list[str]:
     if options.vae is not None:
         found["vae"] = source_problem(options.vae)
     if options.pose is not None:
-        found["pose.adapter"] = adapter_problem(options.pose.adapter)
+        if options.pose.controlnet is None:
+            found["pose.adapter"] = adapter_problem(options.pose.adapter)
+        else:
+            found["pose.controlnet"] = controlnet_problem(options.pose.controlnet)
+        if options.pose.photo is not None:
+            found["pose"] = detector_problem(options.pose.detector, options.pose.detector_model)
     return [f"{name}: {problem}" for name, problem in found.items() if problem]

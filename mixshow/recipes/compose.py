@@ -22,13 +22,13 @@ from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.check import check_options
-from mixshow.recipes.conditions import load_readers
+from mixshow.recipes.conditions import load_pose_reader, load_readers
 from mixshow.recipes.networks import put_networks_on
+from mixshow.recipes.pose import with_photo_read
 from mixshow.recipes.running import running_previews
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.recipes.sheet import write_sheet
 from mixshow.sampling.compose import compose
-from mixshow.sampling.conditions import load_adapter
 from mixshow.sampling.pictures import picture_grid, read_about, save_picture
 from mixshow.sampling.precision import resolve
 from mixshow.sampling.preview import draw_preview
@@ -115,6 +115,7 @@ def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
         OptionsError: everything that is wrong with them.
     """
     options, _ = read_scene_file(path, overrides)
+    options = with_photo_read(options)
     problems: list[str] = []
     scene, _ = read_scene(options, problems)
     if scene.size is None:
@@ -157,6 +158,8 @@ def compose_options(
         OptionsError: everything that is wrong with the scene.
     """
     checked = check_options(options, source)
+    if options.pose is not None and options.pose.photo is not None:
+        checked = check_options(with_photo_read(options), source)
     scene, resolved, concepts = checked.scene, checked.options, checked.concepts
     bare = base or load_base(options.model, vae=options.vae, device=device_named(options.device))
     with Attachment() as attachment:
@@ -191,7 +194,7 @@ def compose_options(
 
 def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Batches of seeds with their pictures, each as soon as it is done."""
-    adapter = load_adapter(options.pose.adapter, base) if options.pose is not None else None
+    adapter = load_pose_reader(options.pose, base) if options.pose is not None else None
     readers = load_readers(options, base)
     running = running_previews(base, _with_ending(options.output, "_running"), options.previews)
     with progress_bar(len(options.seed_list), "pictures") as bar, running as preview:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from mixshow.config.condition import ConditionOptions
+from mixshow.config.pose import PoseOptions
 from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import MixshowError
 from mixshow.models import Base
@@ -64,15 +65,31 @@ def unfit_readers(options: SceneOptions, unet: Mapping[str, Any]) -> list[str]:
         unet: configuration of the scene's model's.
     """
     found = []
-    for i, entry in enumerate(options.conditions):
+    named: list[tuple[str, ConditionOptions | PoseOptions]] = [
+        (f"conditions[{i}]", entry) for i, entry in enumerate(options.conditions)
+    ]
+    if options.pose is not None:
+        named.append(("pose", options.pose))
+    for name, entry in named:
         try:
-            if entry.adapter is not None:
-                check_adapter(entry.adapter, unet, options.model)
             if entry.controlnet is not None:
                 check_controlnet(entry.controlnet, unet, options.model, entry.control_type)
+            elif entry.adapter is not None:
+                check_adapter(entry.adapter, unet, options.model)
         except MixshowError as error:
-            found.append(f"conditions[{i}].{error}")
+            found.append(f"{name}.{error}")
     return found
+
+
+def load_pose_reader(pose: PoseOptions, base: Base) -> ConditionReader:
+    """The network that reads the pose.
+
+    Raises:
+        MixshowError: it does not fit the base, or cannot be loaded.
+    """
+    if pose.controlnet is not None:
+        return load_controlnet(pose.controlnet, base, pose.control_type)
+    return load_adapter(pose.adapter, base)
 
 
 def load_readers(options: SceneOptions, base: Base) -> list[ConditionReader]:

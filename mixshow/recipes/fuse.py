@@ -8,27 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mixshow.config.fuse import FuseOptions, load_fuse_options
+from mixshow.config.fuse import SOLVING, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
-from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
-from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, PUBLISHED_PICTURES, TEXT
 from mixshow.fusion.report import report
-from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
+from mixshow.fusion.solvers import CG, LBFGS, Constrained, Exact, Sampled, Solver
 from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
+from mixshow.recipes.fuse_refine import refined
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -50,7 +49,8 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     base, members = _prepare(options, str(path))
     loaded = time.monotonic()
     solved = _solved(base, members, options)
-    fusion, factors = formatted(base, members, _refined(base, members, solved, options), options)
+    final = refined(base, members, solved, options, _collection(options), *_problem(options))
+    fusion, factors = formatted(base, members, final, options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
@@ -87,15 +87,12 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
 
 def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
-    objective, solvers = _objective(options), _solvers(options)
-    if options.method == "subspace":
-        objective, solvers = dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
-    elif options.method != "solve":
+    if options.method not in SOLVING:
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
     return fuse_members(
-        base, members, _collection(options), objective, solvers,
+        base, members, _collection(options), *_problem(options),
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
     )  # fmt: skip
 
@@ -112,7 +109,19 @@ def _collection(options: FuseOptions) -> Collection:
         height=given.height,
         seed=given.seed,
         batch_size=given.batch_size,
+        rows=0 if options.solver.objective == "squares" else given.rows,
     )
+
+
+def _problem(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
+    """What is minimised in every layer, and by what."""
+    objective, solvers = _objective(options), _solvers(options)
+    if options.method == "subspace":
+        return dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
+    if options.method == "constrained":
+        prompts = options.merge.prompts or PUBLISHED_PICTURES
+        return dataclasses.replace(objective, constraint_prompts=prompts), {**solvers, Stage.KEY_VALUE: Constrained()}
+    return objective, solvers
 
 
 def _objective(options: FuseOptions) -> Objective:
@@ -132,30 +141,15 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
         return dict.fromkeys(Stage, Exact())
 
     def iterative(iterations: int) -> Solver:
-        return CG(iterations) if given.name == "cg" else LBFGS(iterations, precondition=given.precondition)
+        if given.name == "cg":
+            return CG(iterations)
+        lbfgs = LBFGS(iterations, precondition=given.precondition)
+        if given.objective == "squares":
+            return lbfgs
+        return Sampled(given.objective, given.huber_delta, lbfgs, iterations)
 
     solvers = dict.fromkeys(Stage, iterative(given.iterations))
     return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
-
-
-def _refined(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Fusion:
-    given, size = options.refine, options.statistics
-    if given.method == "none":
-        return fusion
-    plan = DistillPlan(
-        steps=given.steps,
-        rate=given.rate,
-        batch_size=given.batch_size,
-        rounds=given.rounds,
-        prompts=given.prompts or TEXT,
-        captions=options.anchor.captions or CAPTIONS,
-        width=size.width,
-        height=size.height,
-        seed=given.seed,
-    )
-    start = time.monotonic()
-    refined = distill(base, members, fusion, plan, show_progress=True)
-    return dataclasses.replace(refined, seconds={**fusion.seconds, "distilling": time.monotonic() - start})
 
 
 def _held_out(

@@ -66,6 +66,8 @@ def _full_rank_problems(options: FuseOptions) -> list[str]:
             "lora.rank: expected a rank, or lora.energy, because refine.method=distill gives full-rank changes; with "
             "refine.method=none the file is exact"
         ]
+    if options.solver.objective == "cosine" and options.method in ("solve", "constrained"):
+        return ["lora.rank: expected a rank, or lora.energy, because solver.objective=cosine gives full-rank changes"]
     if options.method in ("ties", "dare", "dare_ties"):
         return [f"lora.rank: expected a rank, or lora.energy, because method={options.method} gives full-rank changes"]
     return []

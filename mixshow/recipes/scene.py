@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-
-from mixshow.config.scene import PoseOptions, SceneOptions
+from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base, ConceptVocabulary, PromptReading
 from mixshow.models.prompt_weights import weights_problem
 from mixshow.models.prompts import clip_skip_problem
 from mixshow.recipes.conditions import read_conditions
 from mixshow.recipes.passes import second_pass, start_picture
+from mixshow.recipes.pose import read_pose
+from mixshow.recipes.pose_boxes import with_boxes_from_pose
 from mixshow.recipes.regions import read_regions, with_common_negative
 from mixshow.sampling.generate import side_problem
-from mixshow.sampling.openpose import (
-    anyone_inside,
-    fit_people,
-    fit_picture,
-    person_of,
-    read_people,
-    read_picture,
-)
-from mixshow.sampling.pictures import decoded_picture, encoded_picture
-from mixshow.sampling.pose import draw_openpose
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regions import Edges
-from mixshow.sampling.scene import PoseGuide, Scene
+from mixshow.sampling.scene import Scene
 
 
 def read_scene(
@@ -38,7 +27,7 @@ def read_scene(
     concepts: Mapping[str, str] | None = None,
     multiple: int | None = None,
 ) -> tuple[Scene, SceneOptions]:
-    """Read poses, conditions, regions and pictures; nothing slow is loaded.
+    """Read poses, conditions, regions and pictures; nothing slow is loaded, so a pose from a photograph is left out.
 
     Args:
         concepts: see `read_regions`.
@@ -48,20 +37,22 @@ def read_scene(
     Returns:
         The scene, and options that hold all of it: they name no files of those any more.
     """
-    regions, options = read_regions(options, problems, concepts)
-    guide = None
-    if options.size is not None:
+    pose = None
+    if options.size is not None and options.pose is not None:
         try:
-            guide, options = _pose(options, options.size)
+            pose = read_pose(options.pose, options.size)
+            options = dataclasses.replace(options, pose=pose.options)
         except MixshowError as error:
             problems.append(f"pose: {error}")
+    options = with_boxes_from_pose(options, pose, problems)
+    regions, options = read_regions(options, problems, concepts)
     conditions, options = read_conditions(options, problems)
     scene = Scene(
         prompt=options.prompt,
         size=options.size,
         negative_prompt=with_common_negative(options.negative_prompt, options.common_negative),
         regions=tuple(regions),
-        pose=guide,
+        pose=None if pose is None else pose.guide,
         conditions=conditions,
         edges=Edges(options.edges or Edges.HARD),
         base_prompt=options.base_prompt,
@@ -119,40 +110,3 @@ def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabu
     if scene.reading.weights:
         problems += [weights_problem(prompt) for prompt in dict.fromkeys(scene.prompts)]
     return [problem for problem in problems if problem]
-
-
-def _pose(options: SceneOptions, size: tuple[int, int]) -> tuple[PoseGuide | None, SceneOptions]:
-    """The pose as a picture of the scene's size, and options that hold it without a file."""
-    pose = options.pose
-    if pose is None:
-        return None, options
-    if pose.image is not None or pose.png is not None:
-        picture = fit_picture(read_picture(pose.image) if pose.image else decoded_picture(pose.png or ""), size)
-        if picture.getbbox() is None:
-            raise MixshowError(f"{pose.image or 'png'}: expected a picture of at least one person, found only black")
-        kept: dict[str, Any] = {"png": encoded_picture(picture)}
-    else:
-        people, canvas = read_people(pose.json) if pose.json is not None else _people(pose)
-        people = fit_people(people, canvas, size)
-        if not anyone_inside(people, size):
-            raise MixshowError(
-                f"{pose.json or 'people'}: expected at least one person with visible key points inside the picture of "
-                f"{size[0]}x{size[1]} pixels, found none"
-            )
-        picture = draw_openpose(people, size)
-        kept = {"people": [person.tolist() for person in people]}
-    bare = dataclasses.replace(pose, image=None, json=None, people=None, png=None)
-    return PoseGuide(picture, pose.weight, pose.span), dataclasses.replace(
-        options, pose=dataclasses.replace(bare, **kept)
-    )
-
-
-def _people(pose: PoseOptions) -> tuple[list[np.ndarray], tuple[int, int] | None]:
-    """People given in the options, and their canvas: (1, 1) for fractions, None for pixels."""
-    people = []
-    for i, points in enumerate(pose.people or []):
-        try:
-            people.append(person_of(points))
-        except ValueError as error:
-            raise MixshowError(f"people[{i}]: {error}") from error
-    return people, (1, 1) if max(person[:, :2].max() for person in people) <= 1 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,8 @@ from mixshow.puppets.backgrounds import BACKGROUNDS, PLACES
 from mixshow.puppets.cast import member
 from mixshow.puppets.world import WIDE, sample_scene
 from mixshow.recipes.demo_options import STEPS
+from mixshow.sampling.people_boxes import boxes_around
 
-# Room around a skeleton, in parts of its height: wings and capes are wider than the key points of hands and feet, and
-# above the nose there are hair and hats.
-_SIDES, _ABOVE, _BELOW = 0.17, 0.42, 0.08
 _SEED = 60_001
 # Regions want more guidance than single characters; and the pose is settled early, while an adapter that acts to the
 # end draws the base's faces and clothes over a character's (docs/log.md).
@@ -51,28 +48,8 @@ def stage_scenes(names: Sequence[str], count: int, *, seed: int = _SEED) -> list
         background = BACKGROUNDS[i % len(BACKGROUNDS)]
         drawn = sample_scene(seed, i, WIDE, looks=[member(name) for name in order], background=background)
         people = tuple(drawn.people)
-        scenes.append(StagedScene(f"scene_{i:02d}", background, order, boxes_around(people, WIDE), people))
+        scenes.append(StagedScene(f"scene_{i:02d}", background, order, tuple(boxes_around(people, WIDE)), people))
     return scenes
-
-
-def boxes_around(people: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[tuple[int, int, int, int], ...]:
-    """A box around each skeleton with room for body and hat; neighbours' boxes end half-way between their necks.
-
-    Args:
-        people: `(18, 3)` key points each, from left to right.
-        size: (width, height) of the picture.
-    """
-    necks = [float(points[1, 0]) for points in people]
-    borders = [0.0, *((a + b) / 2 for a, b in pairwise(necks)), float(size[0])]
-    boxes = []
-    for i, points in enumerate(people):
-        x, y = points[:, 0], points[:, 1]
-        height = float(y.max() - y.min())
-        left = max(borders[i], x.min() - _SIDES * height)
-        right = min(borders[i + 1], x.max() + _SIDES * height)
-        top, bottom = max(0.0, y.min() - _ABOVE * height), min(float(size[1]), y.max() + _BELOW * height)
-        boxes.append((int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))))
-    return tuple(boxes)
 
 
 def scene_options(

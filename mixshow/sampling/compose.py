@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import T2IAdapter
 from PIL import Image
 from torch import Tensor
 
@@ -17,9 +16,12 @@ from mixshow.sampling.denoise import Callback
 from mixshow.sampling.generate import latent_size, latents_of_states, pixels_of, start_noise, to_pictures
 from mixshow.sampling.hires import enlarged
 from mixshow.sampling.original import Original
+from mixshow.sampling.redo import StartPicture
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.scene import ConditionReader, Scene
 from mixshow.sampling.scene_guide import scene_guide
+
+_SMOOTH = Image.Resampling.LANCZOS
 
 
 @torch.no_grad()
@@ -28,7 +30,7 @@ def compose(
     scene: Scene,
     *,
     seeds: Sequence[int],
-    adapter: T2IAdapter | None = None,
+    adapter: ConditionReader | None = None,
     readers: Sequence[ConditionReader] = (),
     batch_size: int = 1,
     callback: Callback | None = None,
@@ -49,22 +51,39 @@ def compose(
         MixshowError: the size does not fit the base, or there is no such scheduler or option.
     """
     start, second = scene.start, scene.second
+    begin = start
     if start is not None and second is not None and start.picture.size == second.size:
-        scene, second = scene.scaled(second.size), None
+        if start.redone is None:
+            scene, second = scene.scaled(second.size), None
+        elif scene.size is not None:
+            begin = start.resized(scene.size)
     told = _Told(callback, 1 if second is None else 2)
     first = _Pass(base, scene, adapter, readers)
-    original = None
-    if start is not None:
-        latents = base.encode_images(pixels_of([start.picture])).to(torch.float32)
-        keep = start.kept(*first.grid)
-        original = Original(latents, start.strength, None if keep is None else keep.to(base.device))
+    original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
     latents = first.latents(seeds, batch_size, original, told.in_pass(0))
     if second is not None:
-        original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
         larger = _Pass(base, scene.scaled(second.size), adapter, readers, first.states)
+        if start is None or start.redone is None:
+            original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
+        else:
+            made = [start.pasted(picture.resize(second.size, _SMOOTH)) for picture in _decoded(base, latents, 1)]
+            original = _original(base, made, second.strength, start, larger.grid)
         latents = larger.latents(seeds, batch_size, original, told.in_pass(1), steps=second.steps)
-    pictures = [image for batch in latents.split(batch_size) for image in to_pictures(base.decode_latents(batch))]
+    pictures = _decoded(base, latents, batch_size)
     return pictures if start is None else [start.pasted(picture) for picture in pictures]
+
+
+def _original(
+    base: Base, pictures: Sequence[Image.Image], strength: float, start: StartPicture, grid: tuple[int, int]
+) -> Original:
+    """Pictures to begin from, of which only what is made again changes."""
+    latents = [base.encode_images(pixels_of([picture])).float() for picture in pictures]
+    keep = start.kept(*grid)
+    return Original(torch.cat(latents), strength, None if keep is None else keep.to(base.device))
+
+
+def _decoded(base: Base, latents: Tensor, batch_size: int) -> list[Image.Image]:
+    return [image for batch in latents.split(batch_size) for image in to_pictures(base.decode_latents(batch))]
 
 
 class _Pass:
@@ -74,7 +93,7 @@ class _Pass:
         self,
         base: Base,
         scene: Scene,
-        adapter: T2IAdapter | None,
+        adapter: ConditionReader | None,
         readers: Sequence[ConditionReader],
         states: PromptStates | None = None,
     ) -> None:

@@ -46,18 +46,21 @@ def picture_grid(images: Sequence[Image.Image], columns: int, labels: Sequence[s
     return grid
 
 
-def save_picture(image: Image.Image, path: Path | str, about: Mapping[str, Any] | None = None) -> None:
+def save_picture(
+    image: Image.Image, path: Path | str, about: Mapping[str, Any] | None = None, *, key: str = METADATA_KEY
+) -> None:
     """Write a PNG atomically.
 
     Args:
-        about: plain JSON values that are kept in the PNG's metadata, under `mixshow`.
+        about: plain JSON values that are kept in the PNG's metadata.
+        key: what they are kept under.
 
     Raises:
         MixshowError: the disk is full or the folder cannot be written.
     """
     metadata = PngInfo()
     if about is not None:
-        metadata.add_itxt(METADATA_KEY, json.dumps(about, ensure_ascii=False))
+        metadata.add_itxt(key, json.dumps(about, ensure_ascii=False))
     with written_atomically(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=metadata)
 

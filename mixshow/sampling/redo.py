@@ -28,6 +28,13 @@ class StartPicture:
     strength: float
     redone: Tensor | None = None
 
+    def resized(self, size: tuple[int, int]) -> StartPicture:
+        """The same at another size, (width, height) in pixels."""
+        redone = self.redone
+        if redone is not None:
+            redone = functional.interpolate(redone[None, None], size[::-1], mode="area")[0, 0]
+        return StartPicture(self.picture.resize(size, Image.Resampling.LANCZOS), self.strength, redone)
+
     def pasted(self, made: Image.Image) -> Image.Image:
         """A picture that was made, with the very pixels of this one where it was not to change."""
         if self.redone is None:

@@ -20,17 +20,19 @@ from mixshow.sampling.regions import Edges, Region
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuide:
-    """A condition picture for an adapter.
+    """A condition picture for an adapter or a ControlNet.
 
     Attributes:
         picture: of the scene's size.
-        weight: factor on the adapter's features.
+        weight: factor on what it adds.
         span: part of the steps in which they count, from 0.0 to 1.0.
+        control_type: of a union ControlNet that reads it, the number of poses.
     """
 
     picture: Image.Image
     weight: float = 1.0
     span: tuple[float, float] = (0.0, 1.0)
+    control_type: int | None = None
 
 
 ConditionReader = T2IAdapter | ControlNetModel | ControlNetUnionModel
@@ -73,7 +75,8 @@ class Scene:
         reading: how all prompts are read.
         rescale: of guidance; see `guided`.
         second: a larger pass behind the first, or None.
-        start: a picture to begin from, or None; of the second pass's size it takes the first one's place.
+        start: a picture to begin from, or None. One of the second pass's size is made there alone; of one of which
+            regions are made again, these go through both passes.
     """
 
     prompt: str

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mixshow.config.condition import ConditionOptions
 from mixshow.config.load import Section
 from mixshow.config.passes import HiresOptions, ImageOptions
 from mixshow.config.region import RegionOptions
@@ -17,7 +18,9 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "composing.md").read_text
 NAMED = {word for span in re.findall(r"`([^`]+)`", TEXT) for word in re.findall(r"\w+", span)}
 
 
-@pytest.mark.parametrize("section", [SceneOptions, RegionOptions, NetworkOptions, ImageOptions, HiresOptions])
+@pytest.mark.parametrize(
+    "section", [SceneOptions, RegionOptions, NetworkOptions, ImageOptions, HiresOptions, ConditionOptions]
+)
 def test_every_option_is_documented(section: type[Section]) -> None:
     missing = [field.name for field in dataclasses.fields(section) if field.name not in NAMED]
     assert not missing

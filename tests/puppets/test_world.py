@@ -14,10 +14,10 @@ from mixshow.puppets.captions import caption
 from mixshow.puppets.cast import CAST, cast_scene, member, near_miss, write_cast
 from mixshow.puppets.features import EXTRAS
 from mixshow.puppets.networks import MAX_TOKENS
-from mixshow.puppets.skeleton import INDEX
 from mixshow.puppets.tokenizer import make_tokenizer
 from mixshow.puppets.training.latents import GROUPS
 from mixshow.puppets.world import SQUARE, WIDE, sample_scene
+from mixshow.sampling.joints import INDEX
 
 
 def test_a_scene_is_a_function_of_seed_and_number() -> None:

@@ -253,7 +253,7 @@ def test_rows_and_columns_are_boxes(compose: Callable[..., int], scene: dict, tm
         ({"pose": {"people": []}}, ["pose.people: expected at least one person"]),
         ({"pose": {"people": [[[1, 2]]]}}, ["pose: people[0]: expected 18 key points, found 1"]),
         ({"pose": {"people": [[[900, 900]] * 18]}}, ["pose: people", "inside the picture of 128x64"]),
-        ({"pose": {}}, ["expected one of image, json and people, found none"]),
+        ({"pose": {}}, ["expected one of image, json, people and photo, found none"]),
         ({"pose": {"json": "nowhere.json"}}, ["pose: nowhere.json"]),
         ({"pose": {"image": "nowhere.png"}}, ["pose: nowhere.png: no such picture"]),
         ({"pose": {"png": "AAAA"}}, ["pose: "]),
@@ -476,7 +476,7 @@ def test_every_options_file_runs(
     tiny: Base, tiny_folder: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted(OPTIONS.glob("*.yml"))
-    assert len(files) >= 4
+    assert len(files) >= 5
     (tmp_path / "options").symlink_to(OPTIONS.parent)
     (tmp_path / "data" / "poses").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

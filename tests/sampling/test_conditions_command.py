@@ -85,6 +85,28 @@ def test_weights_and_masks_of_conditions(scene: dict[str, Any], compose: Callabl
     assert compose({**scene, "conditions": masked}) == found
 
 
+def test_a_controlnet_reads_the_pose(
+    scene: dict[str, Any],
+    networks: dict[str, str],
+    compose: Callable[..., bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scene["conditions"] = []
+    people = [{"person": "waving", "at": [0.3, 0.9]}]
+    found = compose({**scene, "pose": {"people": people, "controlnet": networks["controlnet"]}})
+    without = compose(scene)
+    off = {**scene["regions"][0], "box": [0, 0, 1, 1], "condition_weights": [0.0]}
+    posed = {"people": people, "controlnet": networks["controlnet"]}
+    assert found != without
+    plain = {**off, "condition_weights": []}
+    assert compose({**scene, "regions": [off], "pose": posed}) == compose({**scene, "regions": [plain]})
+    path = tmp_path / "scene.yml"
+    path.write_text(yaml.safe_dump({**scene, "pose": {"people": people, "controlnet": networks["wide"]}}))
+    assert main(["compose", str(path), "--check"]) == 2
+    assert "pose.controlnet" in capsys.readouterr().err
+
+
 def test_pictures_of_other_shapes_are_letterboxed_stretched_or_refused(
     scene: dict[str, Any], compose: Callable[..., bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

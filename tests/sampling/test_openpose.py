@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from mixshow.core.errors import MixshowError
-from mixshow.sampling.openpose import anyone_inside, fit_people, fit_picture, read_people
+from mixshow.sampling.joints import INDEX
+from mixshow.sampling.openpose import anyone_inside, fit_people, fit_picture, openpose_json, read_people
 from mixshow.sampling.pose import draw_openpose
 
 
@@ -34,6 +35,68 @@ def test_coco_and_body_25_name_the_same_joints(tmp_path: Path) -> None:
     found, size = read_people(write(tmp_path / "a.json", {"people": people, "canvas_width": 512, "canvas_height": 256}))
     assert size == (512, 256)
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_body_135_names_them_otherwise(tmp_path: Path) -> None:
+    body = np.zeros((135, 3))
+    # The order of OpenPose's poseParameters.cpp: left before right, faces and hands from 25 on.
+    order = ["nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"]
+    order += ["left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"]
+    order += ["left_knee", "right_knee", "left_ankle", "right_ankle"]
+    for i, name in enumerate(order):
+        body[i] = (10 + INDEX[name], 50 + 2 * INDEX[name], 0.9)
+    body[[5, 6], 2] = (0.4, 0.8)
+    body[17:] = (300, 300, 1)
+    [found], size = read_people(write(tmp_path / "a.json", {"people": [{"pose_keypoints_2d": flat(body)}]}))
+    assert size is None
+    for name in order:
+        assert found[INDEX[name], :2].tolist() == [10 + INDEX[name], 50 + 2 * INDEX[name]]
+    np.testing.assert_allclose(found[INDEX["neck"]], [10 + 3.5, 50 + 7, 0.4])  # between the shoulders 2 and 5
+
+
+def test_lists_of_canvases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pixels = person(18) + [0, 1, 0]
+    canvas = {"canvas_width": 200, "canvas_height": 100, "animals": []}
+    face = {"pose_keypoints_2d": None, "face_keypoints_2d": [1.0] * 210}  # of a person without a body
+    shares = pixels / [200, 100, 1]
+    path = write(
+        tmp_path / "a.json",
+        [
+            canvas | {"people": [{"pose_keypoints_2d": flat(pixels)}, face]},
+            canvas | {"people": [{"pose_keypoints_2d": flat(shares)}]},
+            canvas | {"people": None},
+        ],
+    )
+    with caplog.at_level("INFO", "mixshow"):
+        [first], size = read_people(path)
+    assert "the first of its 3 canvases" in caplog.text
+    [second], same_size = read_people(path, 1)
+    assert size == same_size == (200, 100)
+    np.testing.assert_allclose(first, second)  # fractions are of the canvas, whose proportions are kept
+    with pytest.raises(MixshowError, match="at least one person"):
+        read_people(path, 2)
+    with pytest.raises(MixshowError, match=r"one of its 3 canvases from 0 on, found number 3"):
+        read_people(path, 3)
+
+
+def test_files_of_editors(tmp_path: Path) -> None:
+    points = np.arange(72).reshape(36, 2)
+    written = {"width": 512, "height": 768, "keypoints": points.tolist()}
+    people, size = read_people(write(tmp_path / "a.json", written))
+    assert size == (512, 768)
+    np.testing.assert_array_equal(np.concatenate(people)[:, :2], points)
+    with pytest.raises(MixshowError, match="no multiple of 18"):
+        read_people(write(tmp_path / "a.json", written | {"keypoints": points[:20].tolist()}))
+
+
+def test_people_are_written_as_they_are_read(tmp_path: Path) -> None:
+    people = [person(18), person(18, 2.0)]
+    people[1][:, 2] = 1
+    people[1][3] = (5, 6, 0)
+    found, size = read_people(write(tmp_path / "a.json", openpose_json(people, (300, 200))))
+    assert size == (300, 200)
+    people[1][3] = 0
+    np.testing.assert_array_equal(found, people)
 
 
 def test_people_are_fitted_to_the_canvas(tmp_path: Path) -> None:

@@ -124,6 +124,20 @@ def test_a_picture_of_the_second_pass_s_size_is_made_there_alone(tiny: Base) -> 
     assert {step["passes"] for step in told} == {2}
 
 
+@pytest.mark.parametrize("upscale", list(Upscale))
+def test_a_region_of_a_larger_picture_goes_through_both_passes(tiny: Base, upscale: Upscale) -> None:
+    picture = photo(LARGER)
+    area = redone_area(scene_of().scaled(LARGER).regions, [0], LARGER, margin=4, feather=8)
+    second = SecondPass(LARGER, 0.5, 4, upscale)
+    made, told = steps_of(tiny, scene_of(second=second, start=StartPicture(picture, 0.75, area)))
+    assert [(step["pass"], step["step"]) for step in told] == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+    before, after = np.asarray(picture), np.asarray(made)
+    assert (before[:, 88:] == after[:, 88:]).all() and (before[:, :80] != after[:, :80]).any(-1).mean() > 0.9
+    small = picture.resize(SIZE, Image.Resampling.LANCZOS)
+    own = tiny.encode_images(pixels_of([small]))
+    assert torch.allclose(told[2]["latents"][..., 6:], own[..., 6:], atol=1e-5)
+
+
 def test_regions_have_the_same_shares_in_a_larger_picture() -> None:
     shapes = PixelBox(7, 3, 50, 60), Polygon(((60.0, 2.0), (120.0, 30.0), (70.0, 60.0)))
     regions = tuple(Region(Feathered(shape, 6.0), "a") for shape in shapes)

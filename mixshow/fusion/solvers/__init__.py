@@ -8,11 +8,13 @@ from typing import Any, Protocol
 from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.cg import CG
+from mixshow.fusion.solvers.constrained import Constrained
 from mixshow.fusion.solvers.exact import Exact
 from mixshow.fusion.solvers.lbfgs import LBFGS
 from mixshow.fusion.solvers.outcome import Outcome, Status
+from mixshow.fusion.solvers.sampled import Sampled
 
-__all__ = ["CG", "LBFGS", "SOLVERS", "Exact", "Outcome", "Solver", "Status", "solver_named"]
+__all__ = ["CG", "LBFGS", "SOLVERS", "Constrained", "Exact", "Outcome", "Sampled", "Solver", "Status", "solver_named"]
 
 
 class Solver(Protocol):

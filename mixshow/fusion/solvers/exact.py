@@ -37,9 +37,18 @@ class Exact:
     def _solve(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Status]:
         if inputs.ridge_value > 0 and inputs.factor is not None:
             return torch.cholesky_solve(targets.mT, inputs.factor).mT, Status.SOLVED
-        values, vectors = inputs.eigen
         cutoff = inputs.resolution if self.cutoff is None else self.cutoff
-        kept = values > cutoff * values.max().clamp(min=0)
-        inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
-        changes = (targets @ vectors * inverse.unsqueeze(-2)) @ vectors.mT
-        return changes, Status.SOLVED if bool(kept.all()) else Status.MINIMUM_CHANGE
+        changes, whole = minimum_change(targets, *inputs.eigen, cutoff)
+        return changes, Status.SOLVED if whole else Status.MINIMUM_CHANGE
+
+
+def minimum_change(targets: Tensor, values: Tensor, vectors: Tensor, cutoff: float) -> tuple[Tensor, bool]:
+    """The smallest D with D S nearest to B, by the eigenvalues and eigenvectors of S; whether S had full rank.
+
+    Args:
+        targets: B, `[..., out, in]`.
+        cutoff: eigenvalues below this share of the largest count as zero.
+    """
+    kept = values > cutoff * values.max().clamp(min=0)
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+    return (targets @ vectors * inverse.unsqueeze(-2)) @ vectors.mT, bool(kept.all())

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
+from mixshow.fusion.solvers.recursion import apply_inverse, inner, scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +91,16 @@ class LBFGS:
         for _ in range(self.iterations):
             if not running.any():
                 break
-            direction = -_apply_inverse(memory, gradient, factors)
+            direction = -apply_inverse(memory, gradient, factors)
             if spans is not None:
                 direction = direction @ spans
             curvature = direction @ matrices
-            along = _inner(direction, curvature)
+            along = inner(direction, curvature)
             running = running & (along > 0)  # otherwise nothing is left to gain in floating point
-            length = torch.where(running, -_inner(direction, gradient) / torch.where(running, along, 1.0), 0.0)
-            step, bend = _scaled(length, direction), _scaled(length, curvature)
+            length = torch.where(running, -inner(direction, gradient) / torch.where(running, along, 1.0), 0.0)
+            step, bend = scaled(length, direction), scaled(length, curvature)
             change, gradient = change + step, gradient + bend
-            product = _inner(step, bend)
+            product = inner(step, bend)
             memory.append((step, bend, torch.where(product > 0, 1 / torch.where(product > 0, product, 1.0), 0.0)))
             steps += running
             reached = running & (_norm(gradient) <= goal)
@@ -122,33 +123,5 @@ def _factors(problems: Sequence[LayerProblem]) -> Tensor:
     return torch.cat([problem.inputs.preconditioner.reshape(-1, width, width) for problem in problems])
 
 
-def _apply_inverse(memory: Sequence[tuple[Tensor, Tensor, Tensor]], gradient: Tensor, factors: Tensor | None) -> Tensor:
-    """The two-loop recursion: the approximate inverse of S, times the gradient."""
-    if not memory:
-        return gradient if factors is None else torch.cholesky_solve(gradient.mT, factors).mT
-    result, coefficients = gradient, []
-    for step, bend, reciprocal in reversed(memory):
-        coefficient = reciprocal * _inner(step, result)
-        coefficients.append(coefficient)
-        result = result - _scaled(coefficient, bend)
-    if factors is None:
-        step, bend, reciprocal = memory[-1]
-        size = reciprocal * _inner(bend, bend)
-        result = _scaled(torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 1.0), result)
-    else:
-        result = torch.cholesky_solve(result.mT, factors).mT
-    for (step, bend, reciprocal), coefficient in zip(memory, reversed(coefficients)):
-        result = result + _scaled(coefficient - reciprocal * _inner(bend, result), step)
-    return result
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum((-1, -2))
-
-
 def _norm(a: Tensor) -> Tensor:
     return a.flatten(1).norm(dim=1)
-
-
-def _scaled(factors: Tensor, a: Tensor) -> Tensor:
-    return factors[:, None, None] * a

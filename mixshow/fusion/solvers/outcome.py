@@ -21,7 +21,26 @@ class Status(Enum):
     SOLVED = "solved by factorisation"
     MINIMUM_CHANGE = "the inputs do not span all directions; directions below the noise were left unchanged"
     CONVERGED = "the iteration converged"
+    CONSTRAINED = "the constraints hold; what they leave free was solved by factorisation"
+    CONTRADICTION = "the constraints contradict one another and are met in the sense of least squares"
     ITERATION_LIMIT = "the iteration limit was reached before convergence"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstraintFit:
+    """How constraints were met.
+
+    Attributes:
+        rows: number of constraints on each output.
+        rank: how many of them are independent.
+        condition: largest over smallest singular value of the independent ones.
+        residual: share of the wanted outputs' norm that is missed.
+    """
+
+    rows: int
+    rank: int
+    condition: float
+    residual: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +53,8 @@ class Outcome:
         iterations: steps of an iterative solver, 0 for a factorisation.
         before: for each concept the residual of the unchanged base (D = 0).
         after: the same for the solution.
+        objective_before: what was minimised, at D = 0; `objective_after` for the solution.
+        constraints: of a problem that has them.
     """
 
     name: str
@@ -47,10 +68,13 @@ class Outcome:
     after: Sequence[float]
     objective_before: float
     objective_after: float
+    constraints: ConstraintFit | None = None
 
     @property
     def advice(self) -> str:
         """What to try when the fit is bad; empty when it is fine."""
+        if self.status is Status.CONTRADICTION:
+            return "the concepts' constraints contradict one another: give fewer merge.prompts, or use method=solve"
         if self.status is Status.ITERATION_LIMIT and self.condition > _BAD_CONDITION:
             return "ill-conditioned: record more prompts, raise solver.ridge, or use solver.name=exact"
         worst = max((after / before for before, after in zip(self.before, self.after) if before > 0), default=0.0)
@@ -77,6 +101,7 @@ class Outcome:
             "objective": [self.objective_before, self.objective_after],
             "change_norm": float(self.change.norm()),
             "advice": self.advice,
+            **({"constraints": dataclasses.asdict(self.constraints)} if self.constraints else {}),
         }
 
 

@@ -1,0 +1,84 @@
+"""`refine:` of `mixshow fuse`: improve the solved model as a whole, and stop by prompts that are for this alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mixshow.config.fuse import FuseOptions
+from mixshow.fusion.collect import Collection
+from mixshow.fusion.distill import distill
+from mixshow.fusion.fuse import Fusion, Objective
+from mixshow.fusion.heldout import HeldOut, HeldOutPlan
+from mixshow.fusion.layers import Stage
+from mixshow.fusion.lessons import DistillPlan
+from mixshow.fusion.members import Member
+from mixshow.fusion.prompts import CAPTIONS, TEXT, VALIDATION, VALIDATION_CAPTIONS
+from mixshow.fusion.rerecord import rerecord
+from mixshow.fusion.solvers import Solver
+from mixshow.fusion.stopping import EarlyStopping
+from mixshow.models import Base
+
+_SEED = 2  # of the validation pictures' start noise
+
+
+def refined(
+    base: Base,
+    members: Sequence[Member],
+    fusion: Fusion,
+    options: FuseOptions,
+    collection: Collection,
+    objective: Objective,
+    solvers: Mapping[Stage, Solver],
+) -> Fusion:
+    """The fusion refined as the options say.
+
+    Args:
+        collection, objective, solvers: what it was solved with, to solve again.
+    """
+    if options.refine.method == "none":
+        return fusion
+    start = time.monotonic()
+    stopping = _stopping(base, members, options) if options.refine.stops else None
+    if options.refine.method == "rerecord":
+        found = rerecord(
+            base, members, fusion, collection, objective, solvers,
+            passes=options.refine.passes, stopping=stopping, show_progress=True,
+        )  # fmt: skip
+    else:
+        found = distill(base, members, fusion, distill_plan(options), stopping=stopping, show_progress=True)
+    what = "re-recording" if options.refine.method == "rerecord" else "distilling"
+    return dataclasses.replace(found, seconds={**fusion.seconds, what: time.monotonic() - start})
+
+
+def _stopping(base: Base, members: Sequence[Member], options: FuseOptions) -> EarlyStopping[Any]:
+    given, size = options.refine, options.statistics
+    plan = HeldOutPlan(
+        prompts=given.validation or VALIDATION,
+        captions=VALIDATION_CAPTIONS,
+        steps=options.report.steps,
+        width=size.width,
+        height=size.height,
+        seed=_SEED,
+    )
+    references = HeldOut(base, members, plan, show_progress=True)
+    return EarlyStopping(references, patience=given.patience, tolerance=given.tolerance)
+
+
+def distill_plan(options: FuseOptions) -> DistillPlan:
+    """How long and on what `refine.method: distill` learns."""
+    given, size = options.refine, options.statistics
+    return DistillPlan(
+        steps=given.steps,
+        rate=given.rate,
+        batch_size=given.batch_size,
+        rounds=given.rounds,
+        prompts=given.prompts or TEXT,
+        captions=options.anchor.captions or CAPTIONS,
+        width=size.width,
+        height=size.height,
+        seed=given.seed,
+        look_every=given.every,
+    )
