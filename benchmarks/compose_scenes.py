@@ -43,9 +43,9 @@ from mixshow.puppets.judge import NOBODY, Judge
 from mixshow.puppets.world import WIDE, sample_scene
 from mixshow.recipes.demo_options import STEPS
 from mixshow.recipes.scene import read_scene
-from mixshow.recipes.stage_plan import boxes_around
 from mixshow.sampling.compose import compose
 from mixshow.sampling.conditions import load_adapter
+from mixshow.sampling.people_boxes import boxes_around
 from mixshow.sampling.pictures import save_picture
 
 WAYS: dict[str, Mapping[str, Any]] = {
@@ -145,7 +145,7 @@ def staged(number: int, names: Sequence[str], most: int) -> Staged:
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
     world = sample_scene(SEED, number, WIDE, looks=[member(name) for name in cast], background=background)
     people = tuple(world.people)
-    parts = boxes_around(people, WIDE)
+    parts = tuple(boxes_around(people, WIDE))
     kind = number // (most - FEWEST + 1) % 3
     boxes = [shifted(box, rng, kind) for box in parts]
     return Staged(number, cast, background, people, parts, tuple(boxes), world.render())

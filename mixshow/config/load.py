@@ -124,7 +124,7 @@ def dump(section: Section, path: Path | str) -> None:
 def to_plain(value: Any) -> Any:
     """Sections, enums and paths as plain dicts, strings and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {_option_name(field.name): to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -132,6 +132,11 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value
+
+
+def _option_name(field: str) -> str:
+    """What options files call a field: `from_` is `from`, which Python keeps to itself."""
+    return field.removesuffix("_")
 
 
 def _checked(overrides: Sequence[str]) -> Sequence[str]:
@@ -159,7 +164,7 @@ def _section(schema: type[SectionType], contents: Any, where: str, problems: lis
     if not isinstance(contents, Mapping):
         problems.append(f"{where or 'options'}: expected a mapping, found {_describe(contents)}")
         return typing.cast(SectionType, None)
-    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
+    fields = {_option_name(field.name): field for field in dataclasses.fields(schema) if field.init}
     before = len(problems)
     for key in contents:
         if key not in fields:
@@ -170,7 +175,7 @@ def _section(schema: type[SectionType], contents: Any, where: str, problems: lis
         given = contents.get(name, _MISSING)
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if given is not _MISSING:
-            values[name] = _value(hints[name], given, _join(where, name), problems)
+            values[field.name] = _value(hints[field.name], given, _join(where, name), problems)
         elif not optional:
             problems.append(f"{_join(where, name)}: missing; {field.metadata.get('help', 'required')}")
     if len(problems) > before:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Literal
 
 from mixshow.config.load import Section, option
+from mixshow.config.network import NetworkOptions
 
-_SHAPES = ("box", "polygon", "mask", "colour", "person", "png")
+_SHAPES = ("box", "polygon", "mask", "colour", "person", "png", "from_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,11 @@ class RegionOptions(Section):
     colour: str | None = option("its colour in the picture of 'masks', in quotes: \"#ff0000\"", None)
     person: int | str | None = option("a box around this person of the pose: a number from 1, or a name", None)
     png: str | None = option("a mask in base64, as pictures that mixshow made carry it", None)
+    from_: Literal["attention"] | None = option(
+        "'attention': where the picture attends to its concept while the first steps follow the scene's prompt", None
+    )
+    threshold: float = option("from attention: part of the most attention from which on a place is inside, 0 to 1", 0.4)
+    after: int = option("from attention: steps after which the area is fixed", 5)
     negative_prompt: str | None = option("what is not; null: the scene's negative prompt", None)
     base_ratio: float = option("part of the attention that stays with the scene's base prompt, 0 to 1", 0.0)
     start: float = option("from which part of the steps on its prompt acts, 0.0 to 1.0; before, the base prompt", 0.0)
@@ -44,14 +51,20 @@ class RegionOptions(Section):
     priority: float = option("where regions overlap the higher one is seen", 0.0)
     weight: float = option("where regions of one priority overlap they share the place by their weights", 1.0)
 
+    network: NetworkOptions | None = option("a network file that acts in this region only; null: none", None)
+
     @property
     def shape(self) -> str | None:
         """The option its shape is in; None: it has none."""
-        return next((name for name in _SHAPES if getattr(self, name) is not None), None)
+        return next(iter(self._shapes), None)
+
+    @property
+    def _shapes(self) -> list[str]:
+        return [name.removesuffix("_") for name in _SHAPES if getattr(self, name) is not None]
 
     def problems(self) -> list[str]:
-        found = [*self._box_problems(), *self._polygon_problems()]
-        given = [name for name in _SHAPES if getattr(self, name) is not None]
+        found = [*self._box_problems(), *self._polygon_problems(), *self._attention_problems()]
+        given = self._shapes
         if len(given) > 1:
             found.append(f"{given[1]}: expected one shape, found {' and '.join(given)}")
         if isinstance(self.person, int) and self.person < 1:
@@ -70,6 +83,18 @@ class RegionOptions(Section):
             found.append(f"condition_weights: expected numbers, found {self.condition_weights}")
         if not 0 < self.weight < math.inf:
             found.append(f"weight: expected a number above 0, found {self.weight}")
+        return found
+
+    def _attention_problems(self) -> list[str]:
+        found = []
+        if not 0 < self.threshold < 1:
+            found.append(f"threshold: expected a number between 0 and 1, found {self.threshold}")
+        if self.after < 1:
+            found.append(f"after: expected 1 step or more, found {self.after}")
+        if self.from_ is not None and (self.seed_offset or self.guidance is not None or self.condition_weights):
+            found.append(
+                "from: expected no seed_offset, guidance or condition_weights, which act before the area is known"
+            )
         return found
 
     def _box_problems(self) -> list[str]:

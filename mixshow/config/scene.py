@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 from mixshow.config.condition import ConditionOptions
+from mixshow.config.isolation import IsolateOptions
 from mixshow.config.load import Section, option
+from mixshow.config.network import NetworkOptions
 from mixshow.config.passes import HiresOptions, ImageOptions
 from mixshow.config.pose import PoseOptions
 from mixshow.config.region import RegionOptions
@@ -20,20 +21,6 @@ _CELLS = re.compile(r"[\d.,:;\s]*\d[\d.,:;\s]*")  # a layout that is no file
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkOptions(Section):
-    file: Path = option("a network file of any algorithm, of kohya's programs, LyCORIS or this one")
-    strength: float = option("factor on its change; 0: none", 1.0)
-    missing_alpha: Literal["error", "rank"] = option(
-        "a file that does not tell its scale: refuse it, or take alpha = rank as most programs do", "error"
-    )
-
-    def problems(self) -> list[str]:
-        return (
-            [] if math.isfinite(self.strength) else [f"strength: expected a number such as 0.8, found {self.strength}"]
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class SceneOptions(Section):
     prompt: str = option("the whole picture; what no region covers follows it")
     output: Path = option("PNG to write; with several seeds NAME_seedN.png")
@@ -41,6 +28,9 @@ class SceneOptions(Section):
     vae: str | None = option("another place to take the autoencoder from", None)
     concepts: list[Path] = option("concept files to attach to the model", factory=list)
     strengths: list[float] | None = option("one factor per concept on its network; null: 1", None)
+    concept_networks: Literal["everywhere", "regions"] = option(
+        "where the networks of 'concepts' act: everywhere, or only in the regions that name the concept", "everywhere"
+    )
     networks: list[NetworkOptions] = option("network files that change the model beside the concepts", factory=list)
     merge_networks: bool = option("put 'networks' into the model's weights instead of attaching them", False)
     size: tuple[int, int] | None = option(
@@ -85,6 +75,8 @@ class SceneOptions(Section):
         "is inside (soft); null: hard when every region names a box and no feather, otherwise soft",
         None,
     )
+    isolate: IsolateOptions | None = option("keeps regions apart in self-attention; null: they see each other", None)
+    guard: bool = option("regions' concept tokens are attended to from their regions only, in every prompt", False)
     image: ImageOptions | None = option("a picture to begin from, in all of it or in some regions; null: noise", None)
     hires: HiresOptions | None = option("a second, larger pass over each picture; null: none", None)
     seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
@@ -191,22 +183,31 @@ class SceneOptions(Section):
                 found.append(f"regions[{i}].{shape}: expected no shape beside the scene's layout '{self.cells}'")
             elif shape is None and not self.cells and not self.boxes:
                 found.append(
-                    f"regions[{i}]: expected one of box, polygon, mask, colour (in quotes) and person, or a layout or "
-                    "boxes: from_pose for all regions; found none"
+                    f"regions[{i}]: expected one of box, polygon, mask, colour (in quotes), person and from: "
+                    "attention, or a layout or boxes: from_pose for all regions; found none"
                 )
             elif shape == "colour" and self.masks is None:
                 found.append(f"regions[{i}].colour: expected a colour-coded picture in 'masks', found none")
             if region.feather and self.edges == "hard":
                 found.append(f"regions[{i}].feather: expected edges: soft, which a feather needs, found hard")
         found += self._box_problems()
+        after = sorted({region.after for region in self.regions if region.from_})
+        if len(after) > 1:
+            found.append(f"regions: expected one number of steps in the 'after' of all regions, found {after}")
+        if after and after[-1] >= self.steps:
+            found.append(f"regions: expected an 'after' below the {self.steps} steps of the scene, found {after[-1]}")
+        if after and (self.image or self.hires):
+            found.append("regions: expected areas beside 'image' and 'hires', found from: attention")
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
-        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule")
+        alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule", "isolate", "guard")
         found += [
             f"{name}: expected regions, without which it says nothing; found none"
             for name in alone
             if getattr(self, name) and not sources
         ]
+        if self.concept_networks == "regions" and not (self.concepts and sources):
+            found.append("concept_networks: expected 'concepts' and regions to direct them to, found none")
         starts = [start for start, _ in self.region_schedule]
         if any(not (0 <= start < 1 and 0 <= factor <= 1) for start, factor in self.region_schedule):
             found.append(

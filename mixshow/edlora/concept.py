@@ -15,7 +15,7 @@ from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import read_safetensors, write_safetensors
 from mixshow.edlora.embedding import attach_embeddings
-from mixshow.lycoris import load_network
+from mixshow.lycoris import Network, load_network
 from mixshow.models.base import Base
 from mixshow.models.checkpoint import EMBEDDINGS
 
@@ -93,13 +93,26 @@ def load_concept(path: Path | str) -> Concept:
     return Concept(embeddings, tensors, about, str(path))
 
 
+def concept_network(base: Base, concept: Concept, strength: float = 1.0) -> Network:
+    """A concept's network for a base, frozen and not attached.
+
+    Raises:
+        MixshowError: it was trained on a base of other layers or widths.
+    """
+    network = load_network(base.models, concept.network, options=concept.metadata.get(NETWORK_OPTIONS, {}))
+    network.multiplier = strength
+    network.num_train_timesteps = base.num_train_timesteps
+    return network.requires_grad_(False)
+
+
 def attach_concepts(
-    base: Base, concepts: Sequence[Concept], *, strengths: Sequence[float] | None = None
+    base: Base, concepts: Sequence[Concept], *, strengths: Sequence[float] | None = None, networks: bool = True
 ) -> tuple[Base, Attachment]:
     """A base with concepts attached (networks and embeddings), sharing all models with `base`, and the undo handle.
 
     Args:
         strengths: multiplier of each concept's network (embeddings stay); 1 when not given.
+        networks: False attaches the embeddings alone.
 
     Raises:
         MixshowError: tokens collide, or a concept was trained on a base of other widths. Nothing stays attached then.
@@ -110,13 +123,11 @@ def attach_concepts(
             try:
                 base, embedding = attach_embeddings(base, concept.embeddings)
                 attachment.add(embedding.detach)
-                network = load_network(base.models, concept.network, options=concept.metadata.get(NETWORK_OPTIONS, {}))
+                if networks:
+                    network = concept_network(base, concept, 1.0 if strengths is None else strengths[i])
+                    attachment.add(network.attach().detach)
             except MixshowError as error:
                 raise MixshowError(f"{concept.source or concept.text}: {error}") from error
-            network.multiplier = 1.0 if strengths is None else strengths[i]
-            network.requires_grad_(False)
-            network.num_train_timesteps = base.num_train_timesteps
-            attachment.add(network.attach().detach)
     except BaseException:
         attachment.detach()
         raise

@@ -23,17 +23,24 @@ _ATTRIBUTE = "_mixshow_networks"
 _PLAIN_FORWARDS = {kind.forward for kind in ADAPTABLE}  # type: ignore[attr-defined]
 
 
+# What an attached change of a module's output counts by, given that output: a factor, or one that broadcasts to it.
+Gate = Callable[[nn.Module, Tensor], "Tensor | float"]
+
+
 @dataclasses.dataclass(eq=False)
 class Strength:
     """What all modules of a network share.
 
     Attributes:
         multiplier: of attached changes; 0 leaves the base as it is.
+        gate: what they count by besides, so that out = base + gate * (changed - base); None: in full. Merged changes
+            have none.
         merged: the change is in the weights, so that attached modules add nothing.
     """
 
     multiplier: float = 1.0
     merged: bool = False
+    gate: Gate | None = None
 
 
 class Carrier:
@@ -53,17 +60,20 @@ class Carrier:
 
     def run(self, module: nn.Module, *args: Any, **keywords: Any) -> Tensor:
         """The module's output, changed."""
-        active = [(a, s.multiplier) for a, s in self.attached if s.multiplier != 0 and not s.merged]
+        active = [(a, s) for a, s in self.attached if s.multiplier != 0 and not s.merged]
         if not active:
             return self._unchanged(module, *args, **keywords)
         x = args[0] if args else keywords["input"]
         alone = len(active) == 1 and self._is_plain(module) and kept(module) is None
-        if alone and self._in_one_operation(module, x, *active[0]):
-            algorithm, multiplier = active[0]
-            return algorithm.forward_whole(x, module, multiplier)
+        algorithm, strength = active[0]
+        if alone and strength.gate is None and self._in_one_operation(module, x, algorithm, strength.multiplier):
+            return algorithm.forward_whole(x, module, strength.multiplier)
         output = base = self._unchanged(module, *args, **keywords)
-        for algorithm, multiplier in active:
-            output = output + algorithm(x, module, multiplier, base if alone else None).to(base.dtype)
+        for algorithm, strength in active:
+            weight = 1.0 if strength.gate is None else strength.gate(module, base)
+            if isinstance(weight, Tensor) or weight != 0:
+                change = algorithm(x, module, strength.multiplier, base if alone else None).to(base.dtype)
+                output = output + (change if isinstance(weight, float) and weight == 1 else weight * change)
         return output
 
     @staticmethod

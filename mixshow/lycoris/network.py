@@ -16,7 +16,7 @@ from mixshow.core.files import Metadata
 from mixshow.core.progress import log
 from mixshow.lycoris import carrier
 from mixshow.lycoris.algorithm import Algorithm
-from mixshow.lycoris.carrier import Strength
+from mixshow.lycoris.carrier import Gate, Strength
 from mixshow.lycoris.files import write_network_file
 from mixshow.lycoris.metadata import network_metadata
 from mixshow.lycoris.naming import modules_by_file_name
@@ -67,6 +67,15 @@ class Network(nn.Module):
                 f"the network is merged with multiplier {self.multiplier:g}; unmerge() it before setting {value:g}"
             )
         self._strength.multiplier = float(value)
+
+    @property
+    def gate(self) -> Gate | None:
+        """What attached changes of outputs count by besides the multiplier; see `carrier.Strength`."""
+        return self._strength.gate
+
+    @gate.setter
+    def gate(self, value: Gate | None) -> None:
+        self._strength.gate = value
 
     @property
     def attached(self) -> bool:
@@ -149,6 +158,17 @@ class Network(nn.Module):
             attachment.detach()
             raise
         return attachment
+
+    def parts(self) -> dict[str, Network]:
+        """A network for each model that this one changes, by the models' names; of the very same adapters."""
+        found = {}
+        for name, model in self.models.items():
+            inside = set(model.modules())
+            adapters = {key: adapter for key, adapter in self.adapters.items() if self.targets[key] in inside}
+            if adapters:
+                found[name] = Network(self.models, adapters, self.multiplier)
+                found[name].num_train_timesteps = self.num_train_timesteps
+        return found
 
     def _adapters_in(self, model: nn.Module) -> Iterator[Algorithm]:
         inside = set(model.modules())

@@ -4,7 +4,7 @@ from mixshow.models.base import Base, load_base, save_base
 from mixshow.models.prompt_reading import PromptReading, aligned, read_ids, read_prompts
 from mixshow.models.prompts import PromptStates, encode_prompts, prompt_states
 from mixshow.models.schedule import make_scheduler
-from mixshow.models.topology import Topology, cross_attention_layers
+from mixshow.models.topology import Topology, cross_attention_layers, self_attention_layers
 from mixshow.models.vocabulary import ConceptVocabulary
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "read_ids",
     "read_prompts",
     "save_base",
+    "self_attention_layers",
 ]

@@ -79,3 +79,12 @@ def cross_attention_layers(unet: nn.Module) -> tuple[str, ...]:
         if getattr(module, "is_cross_attention", False) and name.split(".")[0] in order
     ]
     return tuple(sorted(names, key=lambda name: order[name.split(".")[0]]))  # a stable sort keeps each part's order
+
+
+def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
+    """Paths of the attention modules in which the positions of a picture attend to each other."""
+    return tuple(
+        name
+        for name, module in unet.named_modules()
+        if getattr(module, "is_cross_attention", None) is False and getattr(module, "group_norm", None) is None
+    )

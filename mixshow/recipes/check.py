@@ -48,7 +48,7 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems = [*_missing_models(options), *missing_networks(options.networks), *missing_readers(options)]
+    problems = [*_missing_models(options), *missing_networks(options), *missing_readers(options)]
     found = None
     if not problems:
         with _noting(problems):

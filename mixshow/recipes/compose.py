@@ -25,10 +25,12 @@ from mixshow.recipes.check import check_options
 from mixshow.recipes.conditions import load_pose_reader, load_readers
 from mixshow.recipes.networks import put_networks_on
 from mixshow.recipes.pose import with_photo_read
+from mixshow.recipes.region_networks import region_networks
 from mixshow.recipes.running import running_previews
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.recipes.sheet import write_sheet
 from mixshow.sampling.compose import compose
+from mixshow.sampling.directed import DirectedNetwork
 from mixshow.sampling.pictures import picture_grid, read_about, save_picture
 from mixshow.sampling.precision import resolve
 from mixshow.sampling.preview import draw_preview
@@ -165,14 +167,16 @@ def compose_options(
     with Attachment() as attachment:
         networks = put_networks_on(bare, options.networks, source, merge=options.merge_networks)
         attachment.add(networks.detach)
-        base, attached = attach_concepts(bare, concepts, strengths=options.strengths)
+        everywhere = options.concept_networks == "everywhere"
+        base, attached = attach_concepts(bare, concepts, strengths=options.strengths, networks=everywhere)
         attachment.add(attached.detach)
         check_scene(scene, base, source)
+        directed = region_networks(base, scene, resolved, concepts, source)
         scene = dataclasses.replace(scene, precision=resolve(scene.precision, base.device))
         resolved = dataclasses.replace(resolved, precision=scene.precision.value)
         several = only is None and len(options.seed_list) > 1
         made: list[tuple[int, Image.Image, Path]] = []
-        for batch, images in _batches(base, scene, options):
+        for batch, images in _batches(base, scene, options, directed):
             about = _about(dataclasses.replace(resolved, seeds=tuple(batch), batch_size=len(batch)), base)
             for seed, image in zip(batch, images):
                 if only in (None, seed):
@@ -192,7 +196,9 @@ def compose_options(
     return composed
 
 
-def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[list[int], list[Image.Image]]]:
+def _batches(
+    base: Base, scene: Scene, options: SceneOptions, networks: Sequence[DirectedNetwork]
+) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Batches of seeds with their pictures, each as soon as it is done."""
     adapter = load_pose_reader(options.pose, base) if options.pose is not None else None
     readers = load_readers(options, base)
@@ -209,7 +215,14 @@ def _batches(base: Base, scene: Scene, options: SceneOptions) -> Iterator[tuple[
             yield (
                 batch,
                 compose(
-                    base, scene, seeds=batch, adapter=adapter, readers=readers, batch_size=len(batch), callback=show
+                    base,
+                    scene,
+                    seeds=batch,
+                    adapter=adapter,
+                    readers=readers,
+                    batch_size=len(batch),
+                    callback=show,
+                    networks=networks,
                 ),
             )
 

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixshow.config.scene import NetworkOptions
+from mixshow.config.network import NetworkOptions
+from mixshow.config.scene import SceneOptions
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.lycoris import Network, load_network
 from mixshow.models import Base
 
 
-def missing_networks(entries: Sequence[NetworkOptions]) -> list[str]:
+def missing_networks(options: SceneOptions) -> list[str]:
     """Files that are not there, one sentence each."""
+    named = {f"networks[{i}]": entry for i, entry in enumerate(options.networks)}
+    named |= {f"regions[{i}].network": region.network for i, region in enumerate(options.regions) if region.network}
     return [
-        f"networks[{i}].file: no such network file: {entry.file}"
-        for i, entry in enumerate(entries)
-        if not entry.file.exists()
+        f"{name}.file: no such network file: {entry.file}" for name, entry in named.items() if not entry.file.exists()
     ]
+
+
+def read_network(base: Base, entry: NetworkOptions) -> Network:
+    """A network file for a base, frozen and not attached.
+
+    Raises:
+        MixshowError: it is no network for this base.
+    """
+    network = load_network(base.models, entry.file, multiplier=entry.strength, missing_alpha=entry.missing_alpha)
+    network.num_train_timesteps = base.num_train_timesteps
+    return network.requires_grad_(False)
 
 
 def put_networks_on(base: Base, entries: Sequence[NetworkOptions], source: str, *, merge: bool) -> Attachment:
@@ -34,11 +46,7 @@ def put_networks_on(base: Base, entries: Sequence[NetworkOptions], source: str, 
     problems: list[str] = []
     for i, entry in enumerate(entries):
         try:
-            network = load_network(
-                base.models, entry.file, multiplier=entry.strength, missing_alpha=entry.missing_alpha
-            )
-            network.num_train_timesteps = base.num_train_timesteps
-            networks.append(network.requires_grad_(False))
+            networks.append(read_network(base, entry))
         except MixshowError as error:
             problems += [f"networks[{i}]: {line}" for line in str(error).splitlines()]
     if problems:

@@ -16,6 +16,7 @@ from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.core.progress import log
 from mixshow.sampling.areas import Feathered, Polygon
 from mixshow.sampling.cells import parse_cells
+from mixshow.sampling.found import Sought
 from mixshow.sampling.masks import Colour, coded_masks, grey, mask_of
 from mixshow.sampling.openpose import read_picture
 from mixshow.sampling.pictures import decoded_picture, encoded_picture
@@ -141,6 +142,8 @@ def _area(entry: RegionOptions, size: Size) -> Area:
             area = mask_of(picture)
         except MixshowError as error:
             raise MixshowError(f"{entry.mask}: {error}") from error
+    elif entry.from_ is not None:
+        return Sought(entry.threshold, entry.after, _pixels(entry.feather, size))
     else:
         area = mask_of(decoded_picture(entry.png or ""))
     return Feathered(area, _pixels(entry.feather, size)) if entry.feather else area
@@ -189,6 +192,7 @@ def _with_concept(region: Region, name: str | None, concepts: Mapping[str, str] 
         region,
         prompt=region.prompt.replace(_CONCEPT, tokens),
         negative_prompt=region.negative_prompt.replace(_CONCEPT, tokens),
+        tokens=tuple(tokens.split()),
     )
 
 
@@ -230,7 +234,7 @@ def _hidden(regions: Sequence[Region], size: Size) -> list[tuple[int, str]]:
     return [
         (i, ": lies wholly under regions of higher priority; expected a part of it to be seen")
         for i, most in enumerate(left.tolist())
-        if most == 0
+        if most == 0 and not isinstance(regions[i].area, Sought)
     ]
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from mixshow.config.isolation import IsolateOptions
 from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.models import Base, ConceptVocabulary, PromptReading
 from mixshow.models.prompt_weights import weights_problem
 from mixshow.models.prompts import clip_skip_problem
+from mixshow.models.vocabulary import concept_words
 from mixshow.recipes.conditions import read_conditions
 from mixshow.recipes.passes import second_pass, start_picture
 from mixshow.recipes.pose import read_pose
 from mixshow.recipes.pose_boxes import with_boxes_from_pose
 from mixshow.recipes.regions import read_regions, with_common_negative
+from mixshow.sampling.found import Sought
 from mixshow.sampling.generate import side_problem
+from mixshow.sampling.guard import region_tokens
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regions import Edges
 from mixshow.sampling.scene import Scene
@@ -63,6 +68,8 @@ def read_scene(
         scheduler=options.scheduler,
         scheduler_options=options.scheduler_options,
         precision=Precision(options.precision),
+        isolation=_isolation(options.isolate),
+        guard=options.guard,
         rescale=options.cfg_rescale,
         reading=PromptReading(options.prompt_weights, options.long_prompts == "windows", options.clip_skip),
     )
@@ -75,6 +82,10 @@ def read_scene(
         except MixshowError as error:
             problems.append(f"image.{error}")
     return scene, options
+
+
+def _isolation(options: IsolateOptions | None) -> Isolation | None:
+    return None if options is None else Isolation(options.strength, (options.start, options.end))
 
 
 def check_scene(scene: Scene, base: Base, source: str) -> None:
@@ -107,6 +118,25 @@ def scene_problems(scene: Scene, multiple: int | None, vocabulary: ConceptVocabu
     unknown = dict.fromkeys(word for prompt in scene.prompts for word in vocabulary.unknown_in(prompt))
     listed = ", ".join(known) if known else "none; fuse concepts into the model, or name concept files in 'concepts'"
     problems += [f"{word} is no concept token of model '{model}'; known: {listed}" for word in unknown]
+    problems += _unfindable(scene, vocabulary)
     if scene.reading.weights:
         problems += [weights_problem(prompt) for prompt in dict.fromkeys(scene.prompts)]
     return [problem for problem in problems if problem]
+
+
+def _unfindable(scene: Scene, vocabulary: ConceptVocabulary) -> list[str]:
+    """Regions that are to be found from attention to tokens which the picture does not read."""
+    read = concept_words(scene.prompt if scene.background_prompt is None else scene.background_prompt)
+    found = []
+    for number, region in enumerate(scene.regions):
+        if isinstance(region.area, Sought):
+            tokens = region_tokens(region, vocabulary)
+            missing = [token for token in tokens if token not in read]
+            if not tokens:
+                found.append(f"regions[{number}].from: expected a concept in its prompt, to find it by; found none")
+            elif missing:
+                found.append(
+                    f"regions[{number}].from: expected {' '.join(missing)} in the scene's prompt (or its "
+                    "background_prompt), which the first steps follow; found none"
+                )
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -13,13 +12,15 @@ from torch import Tensor
 
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.denoise import Callback
+from mixshow.sampling.directed import DirectedNetwork, network_marks
 from mixshow.sampling.generate import latent_size, latents_of_states, pixels_of, start_noise, to_pictures
 from mixshow.sampling.hires import enlarged
 from mixshow.sampling.original import Original
 from mixshow.sampling.redo import StartPicture
-from mixshow.sampling.regional_attention import RegionPlan, regional_attention
+from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.scene import ConditionReader, Scene
 from mixshow.sampling.scene_guide import scene_guide
+from mixshow.sampling.staging import Staging
 
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -34,6 +35,7 @@ def compose(
     readers: Sequence[ConditionReader] = (),
     batch_size: int = 1,
     callback: Callback | None = None,
+    networks: Sequence[DirectedNetwork] = (),
 ) -> list[Image.Image]:
     """Make one picture of the scene per seed.
 
@@ -41,8 +43,9 @@ def compose(
         adapter: reads the scene's pose; needed when it has one.
         readers: the network that reads each of the scene's conditions.
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
-            same batch.
+            same batch. 1 where regions are found from attention.
         callback: see `denoise`; it is also told `pass` (from 0) and `passes`.
+        networks: networks that act in some regions only, attached while the pictures are made.
 
     Returns:
         RGB pictures of the scene's size, or that of its second pass.
@@ -58,11 +61,12 @@ def compose(
         elif scene.size is not None:
             begin = start.resized(scene.size)
     told = _Told(callback, 1 if second is None else 2)
-    first = _Pass(base, scene, adapter, readers)
+    first = _Pass(base, scene, adapter, readers, networks)
     original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
+    batch_size = 1 if first.staging.one_by_one else batch_size
     latents = first.latents(seeds, batch_size, original, told.in_pass(0))
     if second is not None:
-        larger = _Pass(base, scene.scaled(second.size), adapter, readers, first.states)
+        larger = _Pass(base, scene.scaled(second.size), adapter, readers, networks, first.states)
         if start is None or start.redone is None:
             original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
         else:
@@ -95,6 +99,7 @@ class _Pass:
         scene: Scene,
         adapter: ConditionReader | None,
         readers: Sequence[ConditionReader],
+        networks: Sequence[DirectedNetwork],
         states: PromptStates | None = None,
     ) -> None:
         """
@@ -105,8 +110,11 @@ class _Pass:
         size = scene.size or (native, native)
         self.base, self.scene = base, scene
         self.grid = latent_size(base, *size)
-        self.plan = plan_of(dataclasses.replace(scene, size=size))
-        self.states = states or self.plan.encode(base, guided=scene.guided, reading=scene.reading)
+        self.plan = plan_of(dataclasses.replace(scene, size=size), networks)
+        self.staging = Staging(base, scene, self.plan, networks)
+        self.states = states or self.plan.encode(
+            base, guided=scene.guided, reading=scene.reading, under=self.staging.encoding
+        )
         self.condition = scene_guide(scene, self.plan, self.grid, adapter, readers)
 
     def latents(
@@ -129,8 +137,7 @@ class _Pass:
         alike = scene.guided_alike
         guidance = scene.guidance if alike else guidance_map(plan, scene.guidance, self.grid).to(base.device)
         found = []
-        regional = regional_attention(base.unet, plan, self.states.states) if scene.regions else None
-        with regional or contextlib.nullcontext():
+        with self.staging.attach(self.states.states):
             for start in range(0, len(seeds), batch_size):
                 batch = seeds[start : start + batch_size]
                 found.append(
@@ -147,7 +154,7 @@ class _Pass:
                         scheduler_options=scene.scheduler_options,
                         original=original and original.part(start, start + batch_size),
                         condition=self.condition,
-                        before_step=plan.begin_step,
+                        before_step=self.staging.begin_step,
                         callback=callback,
                         precision=scene.precision,
                     )
@@ -174,8 +181,12 @@ class _Told:
         return tell
 
 
-def plan_of(scene: Scene) -> RegionPlan:
-    """The texts of a scene of some size, and where they act."""
+def plan_of(scene: Scene, networks: Sequence[DirectedNetwork] = ()) -> RegionPlan:
+    """The texts of a scene of some size, and where they act.
+
+    Args:
+        networks: see `compose`.
+    """
     if scene.size is None:
         raise ValueError("a plan of regions needs the scene's size")
     return RegionPlan(
@@ -186,6 +197,7 @@ def plan_of(scene: Scene) -> RegionPlan:
         edges=scene.edges,
         base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
         schedule=scene.schedule,
+        marks=network_marks(networks, len(scene.regions)),
     )
 
 

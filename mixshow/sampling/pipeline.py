@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +18,11 @@ from mixshow.sampling.compose import guidance_map, plan_of
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import DEFAULT_SCHEDULER, latent_size
 from mixshow.sampling.guide import Guide, Together
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.plain_regions import check_regions, edges_of, region_of
-from mixshow.sampling.regional_attention import regional_attention
 from mixshow.sampling.regions import Edges, Region
 from mixshow.sampling.scene import Scene
+from mixshow.sampling.staging import Staging
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 
@@ -146,6 +146,8 @@ class RegionalPipeline(DiffusionPipeline):
         background_prompt: str | None = None,
         region_schedule: Sequence[tuple[float, float]] = (),
         edges: Edges | str | None = None,
+        isolation: Isolation | None = None,
+        guard: bool = False,
         conditions: Sequence[Guide] = (),
         height: int | None = None,
         width: int | None = None,
@@ -170,6 +172,8 @@ class RegionalPipeline(DiffusionPipeline):
             background_prompt: what places that no region covers follow; None: the prompt.
             region_schedule: see `Scene`.
             edges: `"hard"` or `"soft"`; None: hard when every region is a box.
+            isolation: keeps regions apart in self-attention.
+            guard: regions' concept tokens are attended to from their regions only.
             conditions: of `adapter_condition` and `control_condition`; what they add is summed.
             height: pixels; None: the model's native side.
             width: as the height.
@@ -210,6 +214,8 @@ class RegionalPipeline(DiffusionPipeline):
             background_prompt=background_prompt,
             schedule=tuple(region_schedule),
             steps=num_inference_steps,
+            isolation=isolation,
+            guard=guard,
             guidance=guidance_scale,
             rescale=guidance_rescale,
             reading=reading or PromptReading(),
@@ -235,6 +241,11 @@ class RegionalPipeline(DiffusionPipeline):
         callback: StepCallback | None,
     ) -> Tensor:
         plan, device = plan_of(scene), base.device
+        staging = Staging(base, scene, plan)
+        if staging.one_by_one and len(noise) > 1:
+            raise MixshowError(
+                f"num_images_per_prompt: expected 1 where regions are found from attention, found {len(noise)}"
+            )
         states = plan.encode(base, guided=scene.guided, reading=scene.reading)
         whole = states[:, plan.base_text : plan.base_text + 1]
         guidance: float | Tensor = scene.guidance
@@ -242,7 +253,7 @@ class RegionalPipeline(DiffusionPipeline):
             guidance = guidance_map(plan, scene.guidance, (noise.shape[2], noise.shape[3])).to(device)
         self.scheduler.set_timesteps(scene.steps, device=device)
         with (
-            regional_attention(base.unet, plan, states.states) if scene.regions else contextlib.nullcontext(),
+            staging.attach(states.states),
             self.progress_bar(total=len(self.scheduler.timesteps)) as bar,
         ):
 
@@ -264,7 +275,7 @@ class RegionalPipeline(DiffusionPipeline):
                     guidance=guidance,
                     rescale=scene.rescale,
                     condition=condition,
-                    before_step=plan.begin_step,
+                    before_step=staging.begin_step,
                     callback=behind,
                     generators=None if generator is None else _listed(generator),
                 )

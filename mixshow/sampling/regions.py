@@ -99,6 +99,7 @@ class Region:
         seed_offset: its area's start noise is that of the picture's seed plus this.
         condition_weights: factors on the weights of the scene's conditions in its area, in their order, the pose's
             behind them; 1 for those that are not there.
+        tokens: concept tokens it is about; none: those in its prompt.
     """
 
     area: Area
@@ -111,6 +112,7 @@ class Region:
     guidance: float | None = None
     seed_offset: int = 0
     condition_weights: tuple[float, ...] = ()
+    tokens: tuple[str, ...] = ()
 
 
 def region_shares(

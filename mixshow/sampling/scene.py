@@ -13,6 +13,7 @@ from mixshow.models import PromptReading
 from mixshow.sampling.areas import Mask, Scaled
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
 from mixshow.sampling.hires import SecondPass
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.redo import StartPicture
 from mixshow.sampling.regions import Edges, Region
@@ -72,6 +73,8 @@ class Scene:
         pose: layout guide, or None.
         conditions: further ones; what all of them add is summed.
         edges: how boxes end inside coarse positions.
+        isolation: keeps regions apart in self-attention; None: they see each other.
+        guard: regions' concept tokens are attended to from their regions only.
         reading: how all prompts are read.
         rescale: of guidance; see `guided`.
         second: a larger pass behind the first, or None.
@@ -94,6 +97,8 @@ class Scene:
     scheduler: str = DEFAULT_SCHEDULER
     scheduler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     precision: Precision = Precision.AUTO
+    isolation: Isolation | None = None
+    guard: bool = False
     reading: PromptReading = PromptReading()
     rescale: float = 0.0
     second: SecondPass | None = None

@@ -8,7 +8,7 @@ from diffusers import T2IAdapter
 
 from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.controlnet import control_condition
-from mixshow.sampling.guide import Guide, Together, place_weight
+from mixshow.sampling.guide import Guide, Together, Weight, place_weight
 from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.regions import Edges
 from mixshow.sampling.scene import ConditionPicture, ConditionReader, Scene
@@ -50,7 +50,9 @@ def _guide(
     if condition.mask is not None and scene.size is not None:
         mask = condition.mask.coverage(*grid, scene.size, Edges.SOFT)
     own = [region.condition_weights[number : number + 1] for region in scene.regions]
-    weight = place_weight(condition.weight, plan.shares(*grid), [each[0] if each else None for each in own], mask)
+    weight: Weight = condition.weight
+    if mask is not None or any(own):
+        weight = place_weight(condition.weight, plan.shares(*grid), [each[0] if each else None for each in own], mask)
     if isinstance(reader, T2IAdapter):
         return adapter_condition(reader, [condition.picture], weight=weight, span=condition.span)
     return control_condition(

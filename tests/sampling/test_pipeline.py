@@ -17,11 +17,12 @@ from mixshow.models import Base, save_base
 from mixshow.models.embedding_table import with_concept_tokens
 from mixshow.sampling.compose import compose
 from mixshow.sampling.generate import start_noise
+from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.pipeline import RegionalPipeline
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regions import Edges, PixelBox, Region
 from mixshow.sampling.scene import Scene
-from tests.tiny import tiny_concept
+from tests.tiny import tiny_base, tiny_concept
 
 SIZE = (128, 64)
 SIDES = {"width": SIZE[0], "height": SIZE[1]}
@@ -53,15 +54,16 @@ def steps_of(pipe: Any, prompt: str, **options: Any) -> list[Tensor]:
 def test_regions_are_those_of_scenes(each_base: Base, edges: str) -> None:
     pipe = pipeline_of(each_base)
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    isolation = Isolation(0.5) if edges == "soft" else None
     scene = Scene(
-        "a dog", SIZE, "hat", REGIONS, edges=Edges(edges), background_prompt="a toy", schedule=((0.5, 0.5),), steps=3,
-        guidance=4.0, precision=Precision.FP32,
+        "a dog", SIZE, "hat", REGIONS, edges=Edges(edges), isolation=isolation, background_prompt="a toy",
+        schedule=((0.5, 0.5),), steps=3, guidance=4.0, precision=Precision.FP32,
     )  # fmt: skip
     expected: list[Tensor] = []
     compose(each_base, scene, seeds=[3], callback=lambda step: expected.append(step["latents"].clone()))
     found = steps_of(
-        pipe, "a dog", regions=REGIONS, negative_prompt="hat", background_prompt="a toy", edges=edges,
-        region_schedule=((0.5, 0.5),), num_inference_steps=3, guidance_scale=4.0,
+        pipe, "a dog", regions=REGIONS, isolation=isolation, negative_prompt="hat", background_prompt="a toy",
+        edges=edges, region_schedule=((0.5, 0.5),), num_inference_steps=3, guidance_scale=4.0,
         latents=start_noise(each_base, [3], 8, 16),
     )  # fmt: skip
     assert len(found) == 3 and all(torch.equal(a, b) for a, b in zip(found, expected))
@@ -130,15 +132,14 @@ def test_callbacks_change_latents_and_interrupt(tiny: Base) -> None:
     assert seen == [0, 1] and not found.any()
 
 
-def test_models_wait_on_the_processor_until_they_are_needed(tiny: Base) -> None:
-    expected = pipeline_of(tiny)("a dog", REGIONS, num_inference_steps=2, latents=torch.ones(1, 4, 8, 16), **SIDES)
-    pipe = pipeline_of(tiny)
+def test_models_wait_on_the_processor_until_they_are_needed(tiny: Base, tmp_path: Path) -> None:
+    base = tiny_base(tmp_path)  # its own: accelerate's hooks leave traces
+    options: dict[str, Any] = {"num_inference_steps": 2, "latents": torch.ones(1, 4, 8, 16), **SIDES}
+    expected = pipeline_of(tiny)("a dog", REGIONS, **options)
+    pipe = pipeline_of(base)
     pipe.enable_model_cpu_offload(device="cpu:0")
-    try:
-        found = pipe("a dog", REGIONS, num_inference_steps=2, latents=torch.ones(1, 4, 8, 16), **SIDES)
-        assert tiny.device == torch.device("cpu:0")
-    finally:
-        pipe.remove_all_hooks()
+    found = pipe("a dog", REGIONS, **options)
+    assert base.device == torch.device("cpu:0")
     assert found.images[0].tobytes() == expected.images[0].tobytes()
 
 

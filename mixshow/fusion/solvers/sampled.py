@@ -68,6 +68,7 @@ class Sampled:
         return Huber(problem.wanted, self.delta * typical)
 
     def _solve(self, problem: SampledProblem, start: Outcome) -> Outcome:
+        problem = dataclasses.replace(problem)  # its rows in float64 and their outputs are not kept with it
         loss = self.loss(problem, start.change)
         if loss is None:
             return start
