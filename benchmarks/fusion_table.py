@@ -288,7 +288,9 @@ def ahead(ours: Mapping[int, Pairs], theirs: Mapping[int, Pairs]) -> str:
     found = [100 * (ours[seed].share() - theirs[seed].share()) for seed in theirs if seed in ours]
     if not found:
         return "-"
-    mean, spread = statistics.mean(found), statistics.stdev(found) if len(found) > 1 else float("nan")
+    if len(found) == 1:
+        return f"{found[0]:+.1f} (one seed)"
+    mean, spread = statistics.mean(found), statistics.stdev(found)
     return f"{'' if abs(mean) > spread else '~'}{mean:+.1f} ± {spread:.1f}"
 
 

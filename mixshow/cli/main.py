@@ -19,6 +19,7 @@ from mixshow.core.version import __version__
 COMMANDS = {
     "train": "train one character (ED-LoRA) from an options file",
     "fuse": "fuse several characters into one model",
+    "statistics": "record what a concept's layers read, for fusing it later or elsewhere",
     "compose": "put characters into one picture: regions, poses, prompts",
     "scene": "published scenes as options",
     "sample": "pictures of a prompt, with a concept file, a fused model or the plain base",

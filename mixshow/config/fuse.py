@@ -56,6 +56,7 @@ class ConceptOptions(Section):
     text_encoder: float = option("strength of its network on the text encoder", 1.0)
     unet: float = option("strength of its network on the UNet", 1.0)
     tokens: str | None = option("other names for its tokens in the fused model: '<a1> <a2>'; null: as trained", None)
+    statistics: Path | None = option("a file of mixshow statistics to use; null: record them", None)
 
     def problems(self) -> list[str]:
         return [] if self.weight > 0 else [f"weight: expected more than 0, found {self.weight}"]
@@ -129,11 +130,14 @@ class StatisticsOptions(Section):
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     seed: int = option("of the start noise", 0)
     batch_size: int = option("pictures denoised together", 8)
+    moment_width: int = option("of wider inputs (3x3 convolutions) rows are kept instead of the moment", 5120)
+    kept_rows: int = option("rows that are kept of such inputs, a sample where there are more", 2048)
+    keep: bool = option("keep all statistics beside the fused model, so that concepts can be added and removed", False)
 
     def problems(self) -> list[str]:
         found = [
             f"{name}: expected at least 1, found {getattr(self, name)}"
-            for name in ("steps", "batch_size", "rows")
+            for name in ("steps", "batch_size", "moment_width", "kept_rows", "rows")
             if getattr(self, name) < 1
         ]
         if not 0 <= self.shrinkage <= 1:
@@ -149,6 +153,7 @@ class AnchorOptions(Section):
         "how much the base's behaviour on ordinary captions counts beside all concepts together; 0: not at all", 0.3
     )
     captions: list[str] | None = option("ordinary captions; null: the built-in list", None)
+    statistics: Path | None = option("a file of mixshow statistics --captions to use; null: record them", None)
 
     def problems(self) -> list[str]:
         return [
@@ -246,6 +251,11 @@ class FuseOptions(Section):
     vae: str | None = option("another place to take the autoencoder from", None)
     device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")
 
+    @property
+    def concepts_listed(self) -> list[ConceptOptions]:
+        """The concepts, where they are not in a file of their own."""
+        return [] if isinstance(self.concepts, Path) else self.concepts
+
     def problems(self) -> list[str]:
         found = ["concepts: expected at least one"] if self.concepts == [] else []
         single = self.output.suffix == ".safetensors"
@@ -253,6 +263,11 @@ class FuseOptions(Section):
             found.append(f"output: expected a folder for format=lora, found {self.output}; it holds more than one file")
         if not single and self.output_dtype != "fp32":
             found.append(f"output_dtype: {self.output_dtype} is for single files, and output is a folder; leave it out")
+        if self.statistics.collect == "progressive":
+            given = [f"concepts[{i}]" for i, each in enumerate(self.concepts_listed) if each.statistics is not None]
+            given += [] if self.anchor.statistics is None else ["anchor"]
+            found += [f"{name}.statistics: is for collect=independent; leave it out" for name in given]
+            found += ["statistics.keep: is for collect=independent; leave it out"] if self.statistics.keep else []
         if self.refine.method == "rerecord" and self.method not in SOLVING:
             found.append(
                 f"refine.method: rerecord solves again, which method={self.method} does not; use distill or none"

@@ -101,6 +101,24 @@ def folder_written_atomically(folder: Path | str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file to another place too, without a second copy on the disk where the system can.
+
+    A file here is never changed, only replaced, so that neither name sees what happens to the other.
+
+    Raises:
+        MixshowError: it cannot be written.
+    """
+    if target.exists() and target.samefile(source):
+        return
+    with written_atomically(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:  # another disk, or a system without links
+            shutil.copyfile(source, temporary)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     with written_atomically(path) as temporary:

@@ -8,9 +8,10 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import torch
@@ -78,6 +79,40 @@ def _resident(pid: int | None) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+class PeakMemory:
+    """The largest resident size of this process within a block, above that at its start; looked at every so often.
+
+    Example:
+        >>> with PeakMemory() as peak:
+        ...     pass
+        >>> peak.gb >= 0
+        True
+    """
+
+    def __init__(self, *, every: float = 0.05) -> None:
+        self.gb = 0.0
+        self._every = every
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._start = resident_gb()
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watcher.join()
+        self._look()
+
+    def _look(self) -> None:
+        self.gb = max(self.gb, resident_gb() - self._start)
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every):
+            self._look()
 
 
 def cores() -> int:

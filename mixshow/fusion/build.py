@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
+from mixshow.fusion.deltas import Deltas, Matrices
 from mixshow.fusion.problem import Inputs, LayerProblem, quadratic
-from mixshow.fusion.statistics import LayerStatistics
+from mixshow.fusion.statistics import LayerInputs
 
-Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
 # What concepts' weights are divided by: nothing, their mean squared inputs, or that of what their changes make of them.
 Normalisation = Literal["none", "inputs", "changes"]
 
 
 def build_problems(
     deltas: Sequence[Deltas],
-    statistics: Sequence[Mapping[str, LayerStatistics]],
+    statistics: Sequence[Mapping[str, LayerInputs]],
     *,
     weights: Sequence[float] | None,
-    anchor: Mapping[str, LayerStatistics] | None = None,
+    anchor: Mapping[str, LayerInputs] | None = None,
     anchor_weight: float = 0.0,
     ridge: float = 0.0,
     shrinkage: float = 0.0,
@@ -55,7 +54,7 @@ def build_problems(
         own = [each[group[0]] for each in statistics]
         base = anchor[group[0]] if anchor is not None and anchor_weight > 0 else None
         _check_moments(group[0], [*own, *([] if base is None else [base])])
-        matrices = {name: [_delta(name, each.get(name), own[0].moment) for each in deltas] for name in group}
+        matrices = {name: Matrices(name, deltas, own[0].moment) for name in group}
         raw = [float(each.rows) for each in own] if weights is None else list(weights)
         if normalise != "none":
             raw = [value / loud for value, loud in zip(raw, _loudness(own, list(matrices.values()), normalise))]
@@ -65,7 +64,7 @@ def build_problems(
 
 
 def _loudness(
-    statistics: Sequence[LayerStatistics], deltas: Sequence[Sequence[Tensor | None]], normalise: Normalisation
+    statistics: Sequence[LayerInputs], deltas: Sequence[Sequence[Tensor | None]], normalise: Normalisation
 ) -> list[float]:
     """By what to divide each concept's weight; one that is silent here is as loud as the others on average.
 
@@ -73,17 +72,17 @@ def _loudness(
         deltas: of each layer, one per concept.
     """
     if normalise == "inputs":
-        loud = [float(each.mean.diagonal(dim1=-2, dim2=-1).sum()) for each in statistics]
+        loud = [float((each.moment / max(each.rows, 1)).diagonal(dim1=-2, dim2=-1).sum()) for each in statistics]
     else:
         loud = [
-            sum(quadratic(delta.double(), each.mean) for delta in own if delta is not None)
+            sum(quadratic(delta.double(), (each.moment / max(each.rows, 1))) for delta in own if delta is not None)
             for each, own in zip(statistics, zip(*deltas))
         ]
     heard = [value for value in loud if value > 0] or [1.0]
     return [value if value > 0 else sum(heard) / len(heard) for value in loud]
 
 
-def _check_moments(name: str, statistics: Sequence[LayerStatistics]) -> None:
+def _check_moments(name: str, statistics: Sequence[LayerInputs]) -> None:
     for each in statistics:
         squares = each.moment.diagonal(dim1=-2, dim2=-1)
         if not each.moment.isfinite().all() or bool((squares < 0).any()):
@@ -92,21 +91,3 @@ def _check_moments(name: str, statistics: Sequence[LayerStatistics]) -> None:
                 f"'{name}': its inputs' moments hold {kind}; the model overflows on these prompts, or the statistics "
                 "are damaged; record them again in float32"
             )
-
-
-def _delta(name: str, delta: Tensor | None, moment: Tensor) -> Tensor | None:
-    if delta is None:
-        return None
-    if delta.flatten(1).shape[1] > moment.shape[-1]:
-        raise MixshowError(
-            f"'{name}': a concept changes more than its statistics are of ({delta.flatten(1).shape[1]} columns, with "
-            f"the bias, against {moment.shape[-1]}); record the statistics again"
-        )
-    matrix = widened(delta, moment.shape[-1]).to(moment.device)
-    return matrix if moment.dim() == 2 else matrix.unsqueeze(-2)
-
-
-def widened(change: Tensor, width: int) -> Tensor:
-    """A change as a matrix `[out, width]`; what it has no column for, a bias, it leaves alone."""
-    matrix = change.flatten(1)
-    return F.pad(matrix, (0, width - matrix.shape[1]))

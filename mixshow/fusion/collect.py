@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from torch import Tensor
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
-from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder
+from mixshow.fusion.statistics import LayerInputs, LayerStatistics, StatisticsRecorder
+from mixshow.fusion.wide import RowSampling
 from mixshow.models import Base, encode_prompts, make_scheduler, prompt_states
 from mixshow.models.prompts import prompt_ids, text_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 
-Statistics = dict[str, LayerStatistics]
+Statistics = Mapping[str, LayerInputs]
 _TEXTS_AT_A_TIME = 64
 
 
@@ -36,6 +37,8 @@ class Collection:
         width: pixels; None: the base's native side. `height` likewise.
         seed: of the start noise.
         batch_size: pictures denoised together.
+        moment_width: inputs wider than this are kept as rows, not as their moment.
+        kept_rows: of such inputs; a uniform sample where there are more.
         rows: inputs kept as they are of each layer and concept, for objectives that are no squares.
     """
 
@@ -48,6 +51,8 @@ class Collection:
     height: int | None = None
     seed: int = 0
     batch_size: int = 8
+    moment_width: int = 5120
+    kept_rows: int = 2048
     rows: int = 0
 
 
@@ -65,18 +70,20 @@ def record(
     text_prompts: Sequence[str],
     picture_prompts: Sequence[str],
     words: str = "",
+    every: slice = slice(None),
 ) -> Statistics:
     """Statistics of the layers of one stage, by path, on prompts with concept tokens filled in.
 
     Args:
         words: by which the prompts name the concept; ordinary ones among them count as concept tokens do.
+        every: which of the prompts; where it takes none, there are no statistics.
     """
     if stage is Stage.TEXT:
-        return text_statistics(base, layers, text_prompts, padded=collection.every_position)
+        return text_statistics(base, layers, text_prompts[every], padded=collection.every_position)
     if stage is Stage.KEY_VALUE:
-        every = collection.every_position
-        return key_value_statistics(base, layers, text_prompts, every_position=every, words=words)
-    return spatial_statistics(base, layers, picture_prompts, collection)
+        padded, text_prompts = collection.every_position, text_prompts[every]
+        return key_value_statistics(base, layers, text_prompts, every_position=padded, words=words)
+    return spatial_statistics(base, layers, picture_prompts, collection, every)
 
 
 @torch.no_grad()
@@ -95,7 +102,7 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
 @torch.no_grad()
 def key_value_statistics(
     base: Base, layers: Sequence[Layer], prompts: Sequence[str], *, every_position: bool, words: str = ""
-) -> Statistics:
+) -> dict[str, LayerStatistics]:
     """Inputs of cross-attention keys and values: the text states of their own layer.
 
     Args:
@@ -106,6 +113,8 @@ def key_value_statistics(
     for key, rows in key_value_rows(base, layers, prompts, every_position, words):
         own, before = LayerStatistics.of_rows(rows, extended=key[1]), statistics.get(key)
         statistics[key] = own if before is None else before + own
+    if not prompts:
+        return {}
     return {layer.path: statistics[layer.text_layer, layer.extended] for layer in layers}
 
 
@@ -144,23 +153,34 @@ def unpadded_states(base: Base, prompt: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def spatial_statistics(
-    base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection
+    base: Base, layers: Sequence[Layer], prompts: Sequence[str], collection: Collection, every: slice = slice(None)
 ) -> Statistics:
-    """Inputs of UNet layers while pictures of the prompts are denoised, without guidance."""
+    """Inputs of UNet layers while pictures of the prompts are denoised, without guidance.
+
+    Args:
+        every: which of the prompts; start noise goes by a prompt's number among all.
+    """
     height, width = latent_size(base, collection.width, collection.height)
-    with _recorder(layers) as recorder:
-        for start in range(0, len(prompts), collection.batch_size):
-            batch = prompts[start : start + collection.batch_size]
-            seeds = [derived_seed(collection.seed, "statistics", start + i) for i in range(len(batch))]
+    numbers = range(len(prompts))[every]
+    sampling = RowSampling(collection.moment_width, collection.kept_rows, collection.seed)
+    with _recorder(layers, sampling=sampling) as recorder:
+        for start in range(0, len(numbers), collection.batch_size):
+            batch = numbers[start : start + collection.batch_size]
+            seeds = [derived_seed(collection.seed, "statistics", number) for number in batch]
             scheduler = make_scheduler(base)
             scheduler.set_timesteps(collection.steps, device=base.device)
-            denoise(base, scheduler, start_noise(base, seeds, height, width), prompt_states(base, batch))
+            states = prompt_states(base, [prompts[number] for number in batch])
+            denoise(base, scheduler, start_noise(base, seeds, height, width), states)
     return recorder.statistics()
 
 
-def _recorder(layers: Sequence[Layer], *, double: bool = False) -> StatisticsRecorder:
+def _recorder(
+    layers: Sequence[Layer], *, double: bool = False, sampling: RowSampling | None = None
+) -> StatisticsRecorder:
     extended = [layer.path for layer in layers if layer.extended]
-    return StatisticsRecorder({layer.path: layer.module for layer in layers}, extended=extended, double=double)
+    return StatisticsRecorder(
+        {layer.path: layer.module for layer in layers}, extended=extended, double=double, sampling=sampling
+    )
 
 
 def _texts_per_layer(base: Base, prompt: str) -> list[str]:

@@ -10,19 +10,23 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
+from mixshow.core.processes import Processes
 from mixshow.core.progress import progress_bar, tracked
-from mixshow.fusion.build import Deltas, Normalisation, build_problems
+from mixshow.fusion.build import Normalisation
 from mixshow.fusion.collect import Collection, Statistics, record
+from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.prompts import filled
+from mixshow.fusion.sharing import summed
+from mixshow.fusion.solve import Solved, solved
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
@@ -113,6 +117,7 @@ def fuse(
     *,
     recorded: Mapping[Stage, Recorded] | None = None,
     keep_metrics: bool = False,
+    processes: Processes | None = None,
     show_progress: bool = False,
 ) -> Fusion:
     """Fuse concepts. The base is unchanged afterwards; `Fusion.attach` puts the result in place.
@@ -120,6 +125,7 @@ def fuse(
     Args:
         recorded: statistics at hand (from `record_stage`); stages not there are recorded.
         keep_metrics: keep every layer's S, to truncate changes in it.
+        processes: that share the work; each returns the whole fusion. None: this one does all.
 
     Raises:
         MixshowError: tokens collide, or a concept was trained on another base.
@@ -138,38 +144,57 @@ def fuse(
         with put_in_place(modules, changes if collection.progressive else {}):
             if stage_statistics is None:
                 stage_statistics = record_stage(
-                    base, members, stage, collection, objective, show_progress=show_progress
+                    base, members, stage, collection, objective, processes=processes, show_progress=show_progress
                 )
             kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        problems = kept.applied(base, stage_problems(members, deltas, stage_statistics, objective))
-        for outcome in solvers[stage].solve(problems):
-            outcomes[outcome.name] = outcome
-            changes[outcome.name] = outcome.change
-        if keep_metrics:
-            metrics |= {problem.name: problem.metric for problem in problems}
+        for each in solve_stage(
+            base, members, deltas, stage_statistics, objective, solvers[stage], kept,
+            keep_metrics=keep_metrics, processes=processes, what=stage.value if show_progress else "",
+        ):  # fmt: skip
+            outcomes[each.outcome.name] = each.outcome
+            changes[each.outcome.name] = each.outcome.change
+            if each.metric is not None:
+                metrics[each.outcome.name] = each.metric
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
     return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
 
 
-def stage_problems(
-    members: Sequence[Member], deltas: Sequence[Deltas], recorded: Recorded, objective: Objective
-) -> list[LayerProblem]:
-    """The least-squares problems of one stage's layers.
+def solve_stage(
+    base: Base,
+    members: Sequence[Member],
+    deltas: Sequence[Deltas],
+    recorded: Recorded,
+    objective: Objective,
+    solver: Solver,
+    kept: KeptInputs,
+    *,
+    keep_metrics: bool = False,
+    processes: Processes | None = None,
+    what: str = "",
+) -> list[Solved]:
+    """The solutions of one stage's layers.
 
     Args:
         deltas: for each member, its changes of the stage's layers by module path.
+        keep_metrics, processes, what: as for `solved`.
     """
-    return build_problems(
+    return solved(
         deltas,
         recorded.concepts,
+        recorded.anchor if objective.anchor_weight > 0 else None,
+        solver,
+        device=base.device,
+        keep_metrics=keep_metrics,
+        amended=partial(kept.applied, base) if kept.samples or kept.constraints else None,
         weights=None if objective.weights_by_rows else [member.weight for member in members],
-        anchor=recorded.anchor,
         anchor_weight=objective.anchor_weight,
         ridge=objective.ridge,
         shrinkage=objective.shrinkage,
         normalise=objective.normalise,
+        processes=processes,
+        what=what,
     )
 
 
@@ -180,6 +205,7 @@ def record_stage(
     collection: Collection,
     objective: Objective,
     *,
+    processes: Processes | None = None,
     through: Fusion | None = None,
     show_progress: bool = False,
 ) -> Recorded:
@@ -188,29 +214,33 @@ def record_stage(
     Args:
         through: a fused model whose inputs are recorded, on ordinary captions too; None: each concept's own model,
             and the base.
+        processes: that record some of the prompts each; None: this one records all.
     """
+    processes = processes or Processes.alone()
+
+    def recorded(model: Base, number: int, text: Sequence[str], pictures: Sequence[str], words: str = "") -> Statistics:
+        own = record(
+            model, layers, stage, collection,
+            text_prompts=text, picture_prompts=pictures, words=words, every=processes.part(number),
+        )  # fmt: skip
+        return summed(own, processes, base.device, collection.kept_rows)
+
     layers = changed_layers(base, members, stage)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
     concepts = []
     anchored = objective.anchor_weight > 0
     with progress_bar(len(members) + anchored, f"recording {stage.value}", enabled=show_progress) as bar:
-        for member in members:
+        for number, member in enumerate(members):
+            name = member.concept.text
             with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
-                name = member.concept.text
-                concepts.append(
-                    record(
-                        tuned, layers, stage, collection,
-                        text_prompts=filled(collection.text_prompts, name),
-                        picture_prompts=filled(collection.picture_prompts, name),
-                        words=member.concept.ordinary_words,
-                    )
-                )  # fmt: skip
+                text, pictures = (filled(each, name) for each in (collection.text_prompts, collection.picture_prompts))
+                concepts.append(recorded(tuned, number, text, pictures, member.concept.ordinary_words))
             bar.update()
         anchor = None
         if anchored:
             captions = list(objective.captions)
             with contextlib.nullcontext(base) if through is None else through.in_place(base) as model:
-                anchor = record(model, layers, stage, collection, text_prompts=captions, picture_prompts=captions)
+                anchor = recorded(model, len(members), captions, captions)
             bar.update()
     return Recorded(concepts, anchor)
 
@@ -267,8 +297,3 @@ def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[
 def all_embeddings(members: Sequence[Member]) -> dict[str, Tensor]:
     """The tokens of all members, in order."""
     return {token: vectors for member in members for token, vectors in member.concept.embeddings.items()}
-
-
-def same_for_all_stages(solver: Solver) -> dict[Stage, Solver]:
-    """One solver everywhere."""
-    return dict.fromkeys(Stage, solver)

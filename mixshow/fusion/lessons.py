@@ -26,7 +26,7 @@ from mixshow.sampling.generate import latent_size, start_noise
 from mixshow.sampling.precision import Precision, autocast
 
 _WALKED_TOGETHER = 8  # pictures
-_EMPTY_EVERY = 3  # points: of so many the empty prompt is taught at one, which are still more than are drawn
+EMPTY_EVERY = 3  # points: of so many the empty prompt is taught at one, which are still more than are drawn
 # Of an error where the concept's network changes nothing, beside 1 where it changes as much as on average; at most.
 _LEAST_WEIGHT, _MOST_WEIGHT = 0.2, 5.0
 
@@ -144,15 +144,14 @@ def write_curriculum(
     what = f"lessons {number + 1} of {plan.rounds}"
     with progress_bar(len(members) + 1, what, enabled=show_progress) as bar:
         for place, member in enumerate(members):
-            every = min(2, plan.rounds) if number == 0 else plan.rounds
-            prompts = filled(plan.prompts[number % every :: every] or plan.prompts, member.concept.text)
+            prompts = filled(lesson_prompts(plan, number), member.concept.text)
             with member.in_place(base) if fusion is None else fusion.in_place(base) as walker:
                 walked = _lessons(walker, prompts, plan, (number, place))
             with member.in_place(base) as tuned:
                 own = walked if fusion is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
             with member.in_place(base, stages=()) as untuned:
                 change = (own.targets - _predict(untuned, own)).square()
-                some = own.part(slice(None, None, _EMPTY_EVERY))
+                some = own.part(slice(None, None, EMPTY_EVERY))
                 without = dataclasses.replace(some, prompts=[""] * len(some))
                 empty.append(dataclasses.replace(without, targets=_predict(untuned, without)))
             for time, size in zip(own.times.tolist(), change.flatten(1).mean(1).tolist()):
@@ -166,6 +165,12 @@ def write_curriculum(
         bar.update()
     scale = {time: sum(values) / len(values) for time, values in changes.items()}
     return Curriculum(concepts, joined(empty), ordinary, scale)
+
+
+def lesson_prompts(plan: DistillPlan, number: int) -> Sequence[str]:
+    """The prompts of a round."""
+    every = min(2, plan.rounds) if number == 0 else plan.rounds
+    return plan.prompts[number % every :: every] or plan.prompts
 
 
 def _weights(change: Tensor) -> Tensor:

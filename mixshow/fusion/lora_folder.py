@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, tensor
 
-from mixshow.core.files import folder_written_atomically, write_json, write_safetensors
+from mixshow.core.files import folder_written_atomically, link_or_copy, write_json, write_safetensors
 from mixshow.edlora.concept import TEXT_WIDTHS, Concept, save_concept
 from mixshow.fusion.factors import Factors
 from mixshow.fusion.layers import Layer, Stage, layers_of
@@ -41,6 +41,7 @@ def save_lora_folder(
     *,
     naming: Naming = "kohya",
     extra: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the folder.
 
@@ -49,6 +50,7 @@ def save_lora_folder(
         embeddings: of all tokens, `[layers, width]`.
         naming: of the network for other programs: `kohya`, which most read; `diffusers`, which PEFT's readers want.
         extra: more JSON files for the folder, by file name.
+        files: more files for it, by name.
 
     Raises:
         MixshowError: the disk is full or the place cannot be written; nothing is left behind then.
@@ -69,6 +71,8 @@ def save_lora_folder(
         for number in range(len(widths) if embeddings else 0):
             name = EMBEDDINGS_FILE.format(f"_{number + 1}" if number else "")
             write_safetensors(temporary / name, {token: own[number] for token, own in zip(embeddings, means)})
+        for name, source in (files or {}).items():
+            link_or_copy(source, temporary / name)
         for name, contents in (extra or {}).items():
             write_json(temporary / name, contents)
 

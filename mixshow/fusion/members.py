@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,54 @@ from mixshow.lycoris import Network, load_network
 from mixshow.lycoris.algorithm import Algorithm
 from mixshow.lycoris.carrier import own_weight
 from mixshow.models import Base
+
+
+class Changes(Mapping[str, Tensor]):
+    """A member's weight changes by module path, each formed when it is asked for.
+
+    In the weight's shape; where the bias changes too a matrix `[out, in + 1]` whose last column is the bias's; of a
+    normalisation `[channels, 1]` or `[channels, 2]`.
+    """
+
+    def __init__(self, active: Mapping[str, tuple[Layer, Algorithm, float]]) -> None:
+        self._active = dict(active)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._active)
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def __getitem__(self, path: str) -> Tensor:
+        layer, adapter, strength = self._active[path]
+        change, bias = adapter.change_at(own_weight(layer.module), strength), adapter.bias_delta()
+        if bias is not None:
+            bias = strength * bias.reshape(-1, 1)
+            change = torch.cat([change.reshape(len(bias), -1), bias.to(change.dtype)], dim=1)
+        elif is_elementwise(layer.module):
+            change = change.reshape(-1, 1)
+        return change
+
+    def only(self, paths: Iterable[str]) -> Changes:
+        """Those of some modules."""
+        return Changes({path: self._active[path] for path in paths if path in self._active})
+
+    def columns(self, path: str) -> int:
+        """Of the change as a matrix, without forming it."""
+        layer, adapter, _ = self._active[path]
+        weight = own_weight(layer.module)
+        own = 1 if is_elementwise(layer.module) else weight[0].numel()
+        return own + (adapter.bias_delta() is not None)
+
+    @torch.no_grad()
+    def factors(self, path: str) -> tuple[Tensor, Tensor] | None:
+        """`(up [out, r], down [r, in])` whose product is the change as a matrix; None where it has no low rank."""
+        layer, adapter, strength = self._active[path]
+        proportional = type(adapter).weight_at is Algorithm.weight_at
+        if not proportional or adapter.bias_delta() is not None or is_elementwise(layer.module):
+            return None
+        factors = adapter.low_rank(own_weight(layer.module))
+        return None if factors is None else (strength * factors[0], factors[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,25 +86,15 @@ class Member:
     alpha: float = 1.0
     _loaded: list[Network] = dataclasses.field(default_factory=list, init=False, repr=False)  # none, or the last base's
 
-    def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> dict[str, Tensor]:
-        """Its weight changes at its strengths, by module path, in at least float32.
-
-        In the weight's shape; where the bias changes too a matrix `[out, in + 1]` whose last column is the bias's; of
-        a normalisation `[channels, 1]` or `[channels, 2]`.
+    def changes(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> Changes:
+        """Its weight changes at its strengths, by module path, in at least float32, formed when asked for.
 
         Raises:
             MixshowError: the network was made for another base.
         """
-        found = {}
-        for layer, adapter, strength in self._active(base, stages):
-            change, bias = adapter.change_at(own_weight(layer.module), strength), adapter.bias_delta()
-            if bias is not None:
-                bias = strength * bias.reshape(-1, 1)
-                change = torch.cat([change.reshape(len(bias), -1), bias.to(change.dtype)], dim=1)
-            elif is_elementwise(layer.module):
-                change = change.reshape(-1, 1)
-            found[layer.path] = change
-        return found
+        return Changes(
+            {layer.path: (layer, adapter, strength) for layer, adapter, strength in self._active(base, stages)}
+        )
 
     def output_directions(self, base: Base) -> dict[str, Tensor | None]:
         """By module path, columns `[out, rank]` that span its changed outputs; None where its change has no low rank.

@@ -16,14 +16,17 @@ normalisation is a batch of such problems, one per channel, with one input each:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.statistics import LayerStatistics
+from mixshow.fusion.lanczos import largest_eigenvalue
+from mixshow.fusion.statistics import LayerInputs
+
+_WIDE = 256  # wider inputs have so many eigenvalues that the two at the ends are looked for alone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,39 +42,47 @@ class Inputs:
         shrinkage: share of the off-diagonal elements of all moments that is taken away, 0 to 1.
     """
 
-    statistics: Sequence[LayerStatistics]
+    statistics: Sequence[LayerInputs]
     weights: Sequence[float]
-    anchor: LayerStatistics | None = None
+    anchor: LayerInputs | None = None
     anchor_weight: float = 0.0
     ridge: float = 0.0
     shrinkage: float = 0.0
 
-    @cached_property
-    def recorded_moments(self) -> list[Tensor]:
-        """G_i before shrinking, `[in, in]` each, of a normalisation `[channels, in, in]`."""
-        return [each.mean for each in self.statistics]
-
-    @cached_property
-    def moments(self) -> list[Tensor]:
-        """G_i, `[in, in]` each, of a normalisation `[channels, in, in]`."""
-        return [shrunk(moment, self.shrinkage) for moment in self.recorded_moments]
+    @property
+    def moments(self) -> Iterator[Tensor]:
+        """G_i, `[in, in]` each, of a normalisation `[channels, in, in]`; one at a time, none is kept."""
+        return (shrunk(each.moment / max(each.rows, 1), self.shrinkage) for each in self.statistics)
 
     @cached_property
     def anchor_moment(self) -> Tensor | None:
         """G_b, `[in, in]`."""
-        return None if self.anchor is None else shrunk(self.anchor.mean, self.shrinkage)
+        if self.anchor is None:
+            return None
+        return shrunk(self.anchor.moment / max(self.anchor.rows, 1), self.shrinkage)
 
     @cached_property
     def plain_matrix(self) -> Tensor:
         """S without the ridge, `[in, in]`."""
-        total = sum(weight * moment for weight, moment in zip(self.weights, self.moments))
-        assert isinstance(total, Tensor)
-        return total if self.anchor_moment is None else total + self.anchor_weight * self.anchor_moment
+        parts = list(zip(self.weights, self.statistics))
+        if self.anchor is not None:
+            parts.append((self.anchor_weight, self.anchor))
+        total: Tensor | None = None
+        for weight, each in parts:
+            moment, share = shrunk(each.moment, self.shrinkage), weight / max(each.rows, 1)
+            total = share * moment if total is None else total.add_(moment, alpha=share)
+        assert total is not None
+        return total
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of S, without forming it."""
+        return self.statistics[0].shape
 
     @property
     def size(self) -> int:
         """Number of eigenvalues of S."""
-        return self.plain_matrix.shape[:-1].numel()
+        return self.shape[:-1].numel()
 
     @cached_property
     def ridge_value(self) -> float:
@@ -135,14 +146,40 @@ class Inputs:
         """Eigenvalues below this share of the largest are noise of the recording."""
         return max(each.resolution for each in self.statistics)
 
+    @cached_property
+    def lifted(self) -> bool:
+        """Whether all eigenvalues are above the noise, known without computing them all."""
+        if self.factor is None:
+            return False
+        trace = float(self.matrix.diagonal(dim1=-2, dim2=-1).sum())
+        if self.ridge_value > self.resolution * trace:
+            return True
+        return self._wide and self.extremes[0] > 2 * self.resolution * self.extremes[1]
+
+    @property
+    def _wide(self) -> bool:
+        return self.matrix.dim() == 2 and self.matrix.shape[-1] > _WIDE
+
+    @cached_property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue of a positive definite S, to within some per cent."""
+        factor, matrix = self.factor, self.matrix
+        assert factor is not None
+        inverse = largest_eigenvalue(lambda v: torch.cholesky_solve(v[:, None], factor)[:, 0], matrix)
+        return 1 / inverse, largest_eigenvalue(lambda v: matrix @ v, matrix)
+
     @property
     def rank(self) -> int:
         """Number of eigenvalues above the noise."""
+        if self.lifted:
+            return self.size
         return int((self.spectrum > self.resolution * self.spectrum[-1]).sum())
 
-    @property
+    @cached_property
     def condition(self) -> float:
-        """Largest over smallest eigenvalue above the noise."""
+        """Largest over smallest eigenvalue above the noise; of wide inputs above it all to within some per cent."""
+        if self.lifted and self._wide:
+            return self.extremes[1] / self.extremes[0]
         kept = self.spectrum[self.spectrum > self.resolution * self.spectrum[-1]]
         return float(kept[-1] / kept[0]) if len(kept) else float("inf")
 
@@ -155,7 +192,7 @@ class LayerProblem:
         name: module path.
         inputs: shared with the layers that read the same.
         deltas: D_i, `[out, in]` each (convolutions flattened; of a normalisation `[channels, 1, in]`); None: the
-            concept leaves this layer alone.
+            concept leaves this layer alone. May be formed anew at each access.
     """
 
     name: str
@@ -175,14 +212,50 @@ class LayerProblem:
     @cached_property
     def target(self) -> Tensor:
         """B, `[out, in]`, float64."""
-        parts = [
-            weight * (delta.double() @ moment)
-            for weight, delta, moment in zip(self.inputs.weights, self.deltas, self.inputs.moments)
-            if delta is not None
-        ]
-        total = sum(parts[1:], parts[0])
-        assert isinstance(total, Tensor)
-        return total
+        target = self._of_the_base[0]
+        assert target is not None
+        return target
+
+    @property
+    def unchanged(self) -> tuple[list[float], float]:
+        """`measured` at D = 0."""
+        return self._of_the_base[1:]
+
+    @cached_property
+    def _of_the_base(self) -> tuple[Tensor | None, list[float], float]:
+        """B, and what is lost at D = 0, in one pass over the moments."""
+        target: Tensor | None = None
+        residuals, value = [], 0.0
+        for weight, delta, each in zip(self.inputs.weights, self.deltas, self.inputs.statistics):
+            if delta is None:
+                residuals.append(0.0)
+                continue
+            delta = delta.double()
+            recorded, rows = delta @ each.moment, max(each.rows, 1)
+            residuals.append(float((recorded * delta).sum()) / rows)
+            product = self._shrunk(recorded, delta, each.moment)
+            value += weight / rows * float((product * delta).sum())
+            target = product * (weight / rows) if target is None else target.add_(product, alpha=weight / rows)
+        return target, residuals, value
+
+    def _shrunk(self, product: Tensor, rows: Tensor, moment: Tensor) -> Tensor:
+        """`rows @ shrunk(moment)` from `rows @ moment`."""
+        share = self.inputs.shrinkage
+        if share == 0:
+            return product
+        return (1 - share) * product + share * rows * moment.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+
+    def measured(self, change: Tensor) -> tuple[list[float], float]:
+        """Residuals and objective at D, `[out, in]`, in one pass over the moments."""
+        residuals, value = [], 0.0
+        for weight, delta, each in zip(self.inputs.weights, self.deltas, self.inputs.statistics):
+            error = change if delta is None else change - delta.double()
+            product, rows = error @ each.moment, max(each.rows, 1)
+            residuals.append(float((product * error).sum()) / rows)
+            value += weight / rows * float((self._shrunk(product, error, each.moment) * error).sum())
+        if self.inputs.anchor_moment is not None:
+            value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor_moment)
+        return residuals, value + float(self.inputs.ridge_value * change.square().sum())
 
     def residuals(self, change: Tensor) -> list[float]:
         """For each concept the mean squared error of the outputs on its inputs, `tr((D - D_i) G_i (D - D_i)^T)`.
@@ -190,19 +263,11 @@ class LayerProblem:
         Args:
             change: D, `[out, in]`.
         """
-        return self._errors(change, self.inputs.recorded_moments)
-
-    def _errors(self, change: Tensor, moments: Iterable[Tensor]) -> list[float]:
-        errors = [change if delta is None else change - delta.double() for delta in self.deltas]
-        return [quadratic(error, moment) for error, moment in zip(errors, moments)]
+        return self.measured(change)[0]
 
     def objective(self, change: Tensor) -> float:
         """The value that solvers minimise at D, `[out, in]`."""
-        errors = self._errors(change, self.inputs.moments)
-        value = sum(weight * error for weight, error in zip(self.inputs.weights, errors))
-        if self.inputs.anchor_moment is not None:
-            value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor_moment)
-        return float(value + self.inputs.ridge_value * change.square().sum())
+        return self.measured(change)[1]
 
 
 def quadratic(error: Tensor, moment: Tensor) -> float:

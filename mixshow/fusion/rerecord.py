@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Fusion, Objective, keep_inputs, record_stage, stage_problems
+from mixshow.fusion.fuse import Fusion, Objective, keep_inputs, record_stage, solve_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.solvers import Solver
@@ -84,12 +84,15 @@ def _pass(
             base, members, stage, collection, objective, through=fusion, show_progress=show_progress
         )
         kept = keep_inputs(base, members, stage, collection, objective, through=fusion, show_progress=show_progress)
-        problems = kept.applied(base, stage_problems(members, deltas, recorded, objective))
-        outcomes = {outcome.name: outcome for outcome in solvers[stage].solve(problems)}
+        found = solve_stage(
+            base, members, deltas, recorded, objective, solvers[stage], kept,
+            keep_metrics=bool(fusion.metrics), what=stage.value if show_progress else "",
+        )  # fmt: skip
+        outcomes = {each.outcome.name: each.outcome for each in found}
         fusion = dataclasses.replace(
             fusion,
             changes={**fusion.changes, **{name: outcome.change for name, outcome in outcomes.items()}},
             outcomes={**fusion.outcomes, **outcomes},
-            metrics=fusion.metrics and {**fusion.metrics, **{problem.name: problem.metric for problem in problems}},
+            metrics={**fusion.metrics, **{each.outcome.name: each.metric for each in found if each.metric is not None}},
         )
     return fusion

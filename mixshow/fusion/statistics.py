@@ -9,9 +9,10 @@ normalised input.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
-from collections.abc import Collection, Mapping
-from typing import Self
+from collections.abc import Collection, Iterator, Mapping
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +20,27 @@ from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
+from mixshow.fusion.wide import KeptRows, RowSampling
 from mixshow.lycoris.operation import module_operation
 
 # Relative size below which eigenvalues of a moment are rounding noise: products of fp32 inputs taken in fp64, in fp32.
 DOUBLE_RESOLUTION = 1e-10
 SINGLE_RESOLUTION = 1e-7
+_WIDE = 256  # below, mirroring takes as long as it saves
+_BLOCKS = 4
+
+
+class LayerInputs(Protocol):
+    """Inputs of one layer: their moment at hand (`LayerStatistics`), as rows (`KeptRows`), or in a file."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def resolution(self) -> float: ...
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def moment(self) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +57,11 @@ class LayerStatistics:
     moment: Tensor
     rows: int
     resolution: float = DOUBLE_RESOLUTION
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the moment."""
+        return self.moment.shape
 
     @property
     def mean(self) -> Tensor:
@@ -67,16 +89,34 @@ def second_moment(rows: Tensor, *, elementwise: bool = False, extended: bool = F
         extended: inputs are followed by a constant 1.
     """
     if not elementwise:
-        rows = F.pad(rows, (0, 1), value=1.0) if extended else rows
-        return rows.T @ rows
+        return _square(F.pad(rows, (0, 1), value=1.0) if extended else rows)
     columns = rows.T[..., None]
     columns = F.pad(columns, (0, 1), value=1.0) if extended else columns
     return columns.mT @ columns
 
 
+def _square(rows: Tensor) -> Tensor:
+    """`rows.T @ rows` with five eighths of its products where it is wide: the blocks above the diagonal, mirrored."""
+    width = rows.shape[1]
+    if width < _WIDE:
+        return rows.T @ rows
+    square = rows.new_empty(width, width)
+    edges = [width * number // _BLOCKS for number in range(_BLOCKS + 1)]
+    for start, end in itertools.pairwise(edges):
+        torch.mm(rows[:, start:end].T, rows[:, start:], out=square[start:end, start:])
+        square[end:, start:end] = square[start:end, end:].T
+    return square
+
+
 def is_elementwise(module: nn.Module) -> bool:
     """Whether a module's weight and bias scale and shift channels: normalisations."""
     return isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+
+
+def input_width(module: nn.Module) -> int:
+    """Columns of `input_rows`."""
+    assert isinstance(module.weight, nn.Parameter)
+    return 1 if is_elementwise(module) else module.weight.flatten(1).shape[1]
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
@@ -124,11 +164,11 @@ class _Accumulator:
     def settle(self) -> None:
         if self._waiting is not None:
             product, rows = self._waiting
-            self.moment = product.double() if self.moment is None else self.moment + product
+            self.moment = product.double() if self.moment is None else self.moment.add_(product)
             self.rows, self._waiting = self.rows + rows, None
 
     def without_latest(self) -> _Accumulator:
-        return _Accumulator(self.moment, self.rows)
+        return _Accumulator(None if self.moment is None else self.moment.clone(), self.rows)
 
 
 class StatisticsRecorder:
@@ -140,6 +180,7 @@ class StatisticsRecorder:
         modules: by canonical path.
         extended: paths of modules whose inputs are extended by a constant 1.
         double: products in float64 too (for text features, whose directions differ by little).
+        sampling: of the rows of wide inputs, whose moments would be larger; None: moments of all.
 
     Example:
         >>> layer = nn.Linear(2, 3)
@@ -150,11 +191,18 @@ class StatisticsRecorder:
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], *, extended: Collection[str] = (), double: bool = False
+        self,
+        modules: Mapping[str, nn.Module],
+        *,
+        extended: Collection[str] = (),
+        double: bool = False,
+        sampling: RowSampling | None = None,
     ) -> None:
         self._modules = dict(modules)
         self._extended = frozenset(extended)
         self._double = double
+        widths = {name: input_width(module) + (name in self._extended) for name, module in modules.items()}
+        self._samplers = {} if sampling is None else sampling.samplers(widths)
         self._accumulators: dict[str, _Accumulator] = {}
         self._previous: _Accumulator | None = None
         self._attachment = Attachment()
@@ -175,6 +223,10 @@ class StatisticsRecorder:
         return record
 
     def _record(self, name: str, module: nn.Module, x: Tensor) -> None:
+        if name in self._samplers:
+            for part in self._parts(module, x, name in self._extended):
+                self._samplers[name].put(part)
+            return
         own = self._accumulators.get(name)
         previous, geometry = self._previous, self._geometry(name)
         if previous is not None and _same_input(previous.latest, x, geometry):
@@ -196,16 +248,19 @@ class StatisticsRecorder:
 
     @torch.no_grad()
     def _product(self, module: nn.Module, x: Tensor, extended: bool) -> tuple[Tensor, int]:
-        # Convolutions one picture at a time: unfolded inputs are k * k times the input's size.
-        parts = x.split(1) if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) else (x,)
         product, count = None, 0
-        for part in parts:
-            rows = input_rows(module, part.double() if self._double else part.float())  # never half precision
-            square = second_moment(rows, elementwise=is_elementwise(module), extended=extended).double()
-            product = square if product is None else product + square
+        for rows in self._parts(module, x):
+            square = second_moment(rows, elementwise=is_elementwise(module), extended=extended)
+            product = square if product is None else product.double().add_(square)  # sums are taken in float64
             count += rows.shape[0]
         assert product is not None
         return product, count
+
+    def _parts(self, module: nn.Module, x: Tensor, extended: bool = False) -> Iterator[Tensor]:
+        """The rows, of convolutions one picture at a time: unfolded inputs are k * k times the input's size."""
+        for part in x.split(1) if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) else (x,):
+            rows = input_rows(module, part.double() if self._double else part.float())  # never half precision
+            yield F.pad(rows, (0, 1), value=1.0) if extended else rows
 
     def _geometry(self, name: str) -> tuple[object, ...]:
         """What tells whether two layers that read the same tensor have the same rows."""
@@ -214,16 +269,17 @@ class StatisticsRecorder:
             return ("conv", extended, module.kernel_size, module.stride, module.padding, module.dilation)
         return ("norm", name) if is_elementwise(module) else ("linear", extended)
 
-    def statistics(self) -> dict[str, LayerStatistics]:
+    def statistics(self) -> dict[str, LayerStatistics | KeptRows]:
         """What was recorded, by module path; layers that share their inputs share one object."""
         resolution = DOUBLE_RESOLUTION if self._double else SINGLE_RESOLUTION
+        sampled = {name: each.statistics(SINGLE_RESOLUTION) for name, each in self._samplers.items() if each.rows}
         shared: dict[int, LayerStatistics] = {}
         for accumulator in self._accumulators.values():
             if id(accumulator) not in shared:
                 accumulator.settle()
                 assert accumulator.moment is not None
                 shared[id(accumulator)] = LayerStatistics(accumulator.moment, accumulator.rows, resolution)
-        return {name: shared[id(accumulator)] for name, accumulator in self._accumulators.items()}
+        return {name: shared[id(accumulator)] for name, accumulator in self._accumulators.items()} | sampled
 
 
 def _version(x: Tensor) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mixshow.core.errors import MixshowError
-from mixshow.core.files import folder_written_atomically, read_json, write_json
+from mixshow.core.files import folder_written_atomically, link_or_copy, read_json, write_json
 from mixshow.models.checkpoint import open_checkpoint
 from mixshow.models.checkpoint_write import write_checkpoint
 from mixshow.models.embedding_table import with_concept_tokens
@@ -165,7 +165,12 @@ def load_base(
 
 
 def save_base(
-    base: Base, place: Path | str, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None
+    base: Base,
+    place: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    extra: Mapping[str, Any] | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write a diffusers folder (readable by any diffusers program) with the concept tokens beside it, or one file.
 
@@ -173,12 +178,15 @@ def save_base(
         place: a folder, or a `.safetensors` file, which gets the names of the original code.
         dtype: of a single file's tensors; None: as they are, which a folder's always are.
         extra: more JSON files, by name: in the folder, or beside the file under its name (`extra_file`).
+        files: more files to put there as they are, by name.
 
     Raises:
         MixshowError: this base cannot be one file; the disk is full or the place cannot be written. Nothing is left
             behind then.
     """
     if is_single_file(place):
+        for name, source in (files or {}).items():
+            link_or_copy(source, extra_file(place, name))
         write_checkpoint(base, place, dtype=dtype)
         for name, contents in (extra or {}).items():
             write_json(extra_file(place, name), contents)
@@ -196,6 +204,8 @@ def save_base(
         write_json(temporary / "model_index.json", model_index(base))
         if base.vocabulary.tokens:
             write_json(temporary / CONCEPT_CONFIG, base.vocabulary.to_config())
+        for name, source in (files or {}).items():
+            link_or_copy(source, temporary / name)
         for name, contents in (extra or {}).items():
             write_json(temporary / name, contents)
 
@@ -208,7 +218,7 @@ def is_single_file(place: Path | str) -> bool:
 def extra_file(place: Path | str, name: str) -> Path:
     """Where `save_base` puts an extra file."""
     place = Path(place)
-    return place.with_name(f"{place.stem}_{name}") if is_single_file(place) else place / name
+    return place.parent / f"{place.stem}_{name}" if is_single_file(place) else place / name
 
 
 def built_in_folder(part: str = "base") -> Path:

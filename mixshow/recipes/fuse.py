@@ -11,6 +11,7 @@ from typing import TypeVar
 from mixshow.config.fuse import SOLVING, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
 from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import Collection
@@ -19,15 +20,17 @@ from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
-from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PICTURES, PUBLISHED_PICTURES, TEXT
+from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PUBLISHED_PICTURES
 from mixshow.fusion.report import report
 from mixshow.fusion.solvers import CG, LBFGS, Constrained, Exact, Sampled, Solver
 from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
-from mixshow.recipes.fuse_members import collisions, read_members
+from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
+from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
+from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -35,6 +38,8 @@ T = TypeVar("T")
 
 def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
     """Fuse concepts into one model; returns its folder or file.
+
+    Of several processes (`accelerate launch -m mixshow fuse`) all record and solve, the main one refines and writes.
 
     Args:
         path: an options file.
@@ -44,24 +49,37 @@ def fuse(path: Path | str, overrides: Sequence[str] = ()) -> Path:
         OptionsError: everything wrong with the options and the files they name, together.
         MixshowError: the result cannot be written; nothing is left behind then.
     """
+    return fuse_options(load_fuse_options(path, overrides), str(path))
+
+
+def fuse_options(options: FuseOptions, source: str) -> Path:
+    """The same, of options at hand; `source` names them in messages."""
     started = time.monotonic()
-    options = load_fuse_options(path, overrides)
-    base, members = _prepare(options, str(path))
+    processes = Processes.launched()
+    base, members, options = prepare(options, source)
     loaded = time.monotonic()
-    solved = _solved(base, members, options)
-    final = refined(base, members, solved, options, _collection(options), *_problem(options))
+    statistics = gather_statistics(base, members, options, source, processes)
+    solved = _solved(base, members, options, statistics, processes)
+    processes.part_ways()
+    if not processes.main:
+        return options.output
+    final = refined(base, members, solved, options, collection_for(options), *problem_of(options))
     fusion, factors = formatted(base, members, final, options)
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
-    about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(options))
-    write_fused(base, members, fusion, factors, about, options)
+    kept = statistics if options.statistics.keep else None
+    resolved = options if kept is None else kept.named_in(options)
+    about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(resolved))
+    write_fused(base, members, fusion, factors, about, options, files={} if kept is None else kept.to_keep())
+    if statistics is not None:
+        statistics.finish()
     _tell(options.output, about["advice"], held_out)
     return options.output
 
 
-def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
-    """Load and check the base and all concepts, naming all problems at once."""
+def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], FuseOptions]:
+    """Load and check the base and all concepts, naming all problems at once; the options list all concepts then."""
     problems: list[str] = []
 
     def attempt(what: str, action: Callable[[], T]) -> T | None:
@@ -72,6 +90,7 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
             return None
 
     base = attempt("base", lambda: load_base(options.base, vae=options.vae, device=device_named(options.device)))
+    options = dataclasses.replace(options, concepts=listed_concepts(options, attempt))
     members = read_members(options, base, attempt)
     problems += collisions(members)
     if base is not None:
@@ -82,40 +101,41 @@ def _prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member]]:
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)
-    return base, list(members.values())
+    return base, list(members.values()), options
 
 
-def _solved(base: Base, members: Sequence[Member], options: FuseOptions) -> Fusion:
+def _solved(
+    base: Base,
+    members: Sequence[Member],
+    options: FuseOptions,
+    statistics: FusionStatistics | None,
+    processes: Processes,
+) -> Fusion:
     """The fusion before refining, by least squares or by a method to compare with."""
     if options.method not in SOLVING:
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
-    return fuse_members(
-        base, members, _collection(options), *_problem(options),
-        keep_metrics=options.lora.rank is not None or options.lora.energy is not None, show_progress=True,
+    fusion = fuse_members(
+        base, members, collection_for(options), *problem_of(options),
+        recorded=None if statistics is None else statistics.recorded,
+        keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
+        processes=processes, show_progress=processes.main,
     )  # fmt: skip
+    if statistics is None:
+        return fusion
+    return dataclasses.replace(fusion, seconds={"recording": statistics.seconds, **fusion.seconds})
 
 
-def _collection(options: FuseOptions) -> Collection:
-    given = options.statistics
-    return Collection(
-        progressive=given.collect == "progressive",
-        text_prompts=tuple(given.text_prompts or TEXT),
-        picture_prompts=tuple(given.picture_prompts or PICTURES),
-        every_position=given.text_rows == "all",
-        steps=given.steps,
-        width=given.width,
-        height=given.height,
-        seed=given.seed,
-        batch_size=given.batch_size,
-        rows=0 if options.solver.objective == "squares" else given.rows,
-    )
+def collection_for(options: FuseOptions) -> Collection:
+    """With rows where the objective wants them."""
+    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
+    return dataclasses.replace(collection_of(options.statistics), rows=rows)
 
 
-def _problem(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
+def problem_of(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
     """What is minimised in every layer, and by what."""
-    objective, solvers = _objective(options), _solvers(options)
+    objective, solvers = objective_of(options), _solvers(options)
     if options.method == "subspace":
         return dataclasses.replace(objective, anchor_weight=0.0), dict.fromkeys(Stage, Subspace())
     if options.method == "constrained":
@@ -124,7 +144,7 @@ def _problem(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:
     return objective, solvers
 
 
-def _objective(options: FuseOptions) -> Objective:
+def objective_of(options: FuseOptions) -> Objective:
     return Objective(
         ridge=options.solver.ridge,
         anchor_weight=options.anchor.weight,
@@ -152,13 +172,9 @@ def _solvers(options: FuseOptions) -> dict[Stage, Solver]:
     return {**solvers, Stage.SPATIAL: iterative(given.spatial_iterations or given.iterations)}
 
 
-def _held_out(
-    base: Base, members: Sequence[Member], fusions: Mapping[str, Fusion], options: FuseOptions
-) -> dict[str, HeldOutScores]:
-    """Scores by the name of the fusion; nothing where the report is not wanted."""
-    if not options.report.heldout:
-        return {}
-    plan = HeldOutPlan(
+def heldout_plan(options: FuseOptions) -> HeldOutPlan:
+    """What the report measures on."""
+    return HeldOutPlan(
         prompts=options.report.prompts or HELD_OUT,
         captions=options.report.captions or HELD_OUT_CAPTIONS,
         steps=options.report.steps,
@@ -166,7 +182,15 @@ def _held_out(
         height=options.statistics.height,
         seed=options.report.seed,
     )
-    references = HeldOut(base, members, plan, show_progress=True)
+
+
+def _held_out(
+    base: Base, members: Sequence[Member], fusions: Mapping[str, Fusion], options: FuseOptions
+) -> dict[str, HeldOutScores]:
+    """Scores by the name of the fusion; nothing where the report is not wanted."""
+    if not options.report.heldout:
+        return {}
+    references = HeldOut(base, members, heldout_plan(options), show_progress=True)
     scores: dict[int, HeldOutScores] = {}  # without refining both are the same
     for fusion in fusions.values():
         if id(fusion) not in scores:

@@ -33,14 +33,15 @@ def read_members(options: FuseOptions, base: Base | None, attempt: Attempt) -> d
         base: None where it could not be loaded: files that only their base makes sense of are left out then.
     """
     members: dict[int, Member] = {}
-    for i, entry in enumerate(_entries(options, attempt)):
+    for i, entry in enumerate(listed_concepts(options, attempt)):
         member = attempt(f"concepts[{i}]", lambda entry=entry: _member(entry, base))  # type: ignore[misc]
         if member is not None:
             members[i] = member
     return members
 
 
-def _entries(options: FuseOptions, attempt: Attempt) -> list[ConceptOptions]:
+def listed_concepts(options: FuseOptions, attempt: Attempt) -> list[ConceptOptions]:
+    """The concepts' options, also of those in a list of Mix-of-Show."""
     if not isinstance(options.concepts, Path):
         return options.concepts
     listed = options.concepts

@@ -114,20 +114,23 @@ def write_fused(
     factors: Mapping[str, Factors] | None,
     about: Mapping[str, Any],
     options: FuseOptions,
+    files: Mapping[str, Path],
 ) -> None:
     """Write the output folder or file.
 
     Args:
         factors: by module path, where it is a network file.
         about: the report.
+        files: more files to keep there, by name.
     """
     if factors is not None:
         extra = {REPORT_FILE: {**about, "lora": loss_report(factors)}}
         save_lora_folder(
-            base, members, factors, fusion.embeddings, options.output, naming=options.lora.naming, extra=extra
-        )
+            base, members, factors, fusion.embeddings, options.output, naming=options.lora.naming, extra=extra,
+            files=files,
+        )  # fmt: skip
         return
     fused, attachment = fusion.attach(base)
     with attachment:
         dtype = _DTYPES[options.output_dtype] if is_single_file(options.output) else None
-        save_base(fused, options.output, dtype=dtype, extra={REPORT_FILE: about})
+        save_base(fused, options.output, dtype=dtype, extra={REPORT_FILE: about}, files=files)

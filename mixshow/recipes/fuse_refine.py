@@ -54,17 +54,22 @@ def refined(
 
 
 def _stopping(base: Base, members: Sequence[Member], options: FuseOptions) -> EarlyStopping[Any]:
-    given, size = options.refine, options.statistics
-    plan = HeldOutPlan(
-        prompts=given.validation or VALIDATION,
+    given = options.refine
+    references = HeldOut(base, members, validation_plan(options), show_progress=True)
+    return EarlyStopping(references, patience=given.patience, tolerance=given.tolerance)
+
+
+def validation_plan(options: FuseOptions) -> HeldOutPlan:
+    """What refining is stopped by."""
+    size = options.statistics
+    return HeldOutPlan(
+        prompts=options.refine.validation or VALIDATION,
         captions=VALIDATION_CAPTIONS,
         steps=options.report.steps,
         width=size.width,
         height=size.height,
         seed=_SEED,
     )
-    references = HeldOut(base, members, plan, show_progress=True)
-    return EarlyStopping(references, patience=given.patience, tolerance=given.tolerance)
 
 
 def distill_plan(options: FuseOptions) -> DistillPlan:

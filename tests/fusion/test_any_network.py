@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.core.files import read_json
 from mixshow.edlora.concept import attach_concepts, load_concept, save_concept
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.formats import named_by, read_network_concept
-from mixshow.fusion.collect import key_value_statistics
+from mixshow.fusion.build import build_problems
+from mixshow.fusion.collect import Collection, key_value_statistics
+from mixshow.fusion.fuse import Objective, fuse, same_for_all_stages
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
+from mixshow.fusion.solvers import Exact
+from mixshow.fusion.statistics import LayerStatistics
 from mixshow.lycoris import Network, create_network
 from mixshow.models import Base, load_base, prompt_states
 from mixshow.models.base import CONCEPT_CONFIG
@@ -117,6 +122,40 @@ def test_published_rows_of_words_are_those_of_tokens(tiny: Base) -> None:
 
 def test_the_published_preset_takes_words_too(stage: Path) -> None:
     assert main(["fuse", "fuse.yml", "preset=published", "refine.method=none", "report.heldout=false"]) == 0
+
+
+def test_a_layer_that_one_concept_leaves_alone() -> None:
+    """The dense least-squares problem in which its change there is zero."""
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(rows, 6, generator=generator, dtype=torch.float64) for rows in (40, 50))
+    delta = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    recorded = [{"a": LayerStatistics.of_rows(rows)} for rows in (one, two)]
+    problems = build_problems([{"a": delta}, {}], recorded, weights=[1.0, 3.0])
+    rows = torch.cat([one * (0.25 / 40) ** 0.5, two * (0.75 / 50) ** 0.5])
+    outputs = torch.cat([one @ delta.mT * (0.25 / 40) ** 0.5, torch.zeros(50, 3, dtype=torch.float64)])
+    expected = torch.linalg.lstsq(rows, outputs).solution.mT
+    torch.testing.assert_close(Exact().solve(problems)[0].change.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_kind_of_base(each_base: Base, tmp_path: Path) -> None:
+    """A network under its own tokens and, once more, under words, fused on 1.x, 2.x and XL."""
+    network(each_base, "unet", "locon", names(each_base, "attn2.to_k"), 1).save(tmp_path / "a.safetensors")
+    sides = [torch.randn(2, width) for width in each_base.text_widths]
+    vectors = {"emb_params": sides[0]} if len(sides) == 1 else {"clip_l": sides[0], "clip_g": sides[1]}
+    save_file(vectors, tmp_path / "cat.safetensors")
+    cat = read_network_concept(tmp_path / "a.safetensors", each_base, embedding=tmp_path / "cat.safetensors")
+    toy = named_by(read_network_concept(tmp_path / "a.safetensors", each_base), "red toy", each_base)
+    members = [Member(cat), Member(toy)]
+    few = Collection(text_prompts=("a {concept}",), picture_prompts=("{concept}",), steps=1)
+    fusion = fuse(each_base, members, few, Objective(ridge=1e-6), same_for_all_stages(Exact()))
+    held_out = HeldOut(each_base, members, HeldOutPlan(["a {concept}"], ["a boy"], steps=1))
+    fused, attachment = fusion.attach(each_base)
+    with attachment:
+        assert fused.vocabulary.tokens == ("<cat1>", "<cat2>")
+        scores = held_out.score(fused)
+    assert list(scores.errors) == ["<cat1> <cat2>", "red toy"]
+    assert max(scores.errors.values()) < 0.01  # both are one network, of which nothing is lost on recorded prompts
+    assert each_base.vocabulary.tokens == ()
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from mixshow.config.load import Section
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
+from mixshow.fusion.statistics_file import open_statistics
 from mixshow.models import Base, load_base, save_base
-from mixshow.recipes.fuse import _collection
 from mixshow.recipes.fuse_output import output_problems
+from mixshow.recipes.statistics import collection_of
 from tests.models.checkpoints import published_shape
 from tests.tiny import tiny_base, tiny_concept
 
@@ -188,7 +189,9 @@ def test_stopping_leaves_nothing_half_written(
     assert main(["fuse", "fuse.yml", "report.heldout=false"]) == (
         EXIT_INTERRUPTED if error is KeyboardInterrupt else EXIT_USER_ERROR
     )
-    assert sorted(stage.rglob("*")) == before
+    left = [stage / ".fused.statistics", *(stage / ".fused.statistics").iterdir()]  # whole, and used by the next run
+    assert len(left) == 4 and sorted(set(stage.rglob("*")) - set(left)) == before
+    assert all(open_statistics(file).check_numbers() is None for file in left[1:])
 
 
 def test_the_published_preset_gives_defaults_that_keys_override(stage: Path) -> None:
@@ -206,7 +209,7 @@ def test_the_published_preset_gives_defaults_that_keys_override(stage: Path) -> 
 def test_the_published_preset_is_the_published_collection(stage: Path) -> None:
     text = Path("fuse.yml").read_text().splitlines()
     Path("plain.yml").write_text("\n".join(line for line in text if not line.startswith("statistics")))
-    assert _collection(load_fuse_options("plain.yml", ["preset=published"])) == PUBLISHED
+    assert collection_of(load_fuse_options("plain.yml", ["preset=published"]).statistics) == PUBLISHED
 
 
 @pytest.mark.parametrize("file", sorted(OPTIONS.glob("*.yml")), ids=lambda file: file.stem)
@@ -239,7 +242,7 @@ def test_every_option_is_documented() -> None:
 
 
 def test_there_are_options_files() -> None:
-    assert len(list(OPTIONS.glob("*.yml"))) == 4
+    assert len(list(OPTIONS.glob("*.yml"))) >= 5
 
 
 def test_result_does_not_depend_on_the_run(stage: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from mixshow.edlora.concept import attach_concepts
-from mixshow.models import Base, cross_attention_layers, encode_prompts
+from mixshow.models import Base, PromptReading, cross_attention_layers, encode_prompts
 from mixshow.models.prompts import prompt_ids
 from mixshow.sampling.areas import Feathered
 from mixshow.sampling.compose import compose
@@ -152,3 +153,23 @@ def test_a_guarded_scene_differs_and_leaves_no_trace(base: Base) -> None:
         scene = Scene(BOTH, SIZE, regions=(LEFT, RIGHT), steps=2, guard=guard, precision=Precision.FP32)
         pictures.append(compose(base, scene, seeds=[0])[0].tobytes())
     assert pictures[0] == pictures[2] != pictures[1]
+
+
+def test_tokens_are_guarded_in_every_window_of_a_long_prompt(base: Base) -> None:
+    """The concept stands in the second window; a short text beside it is repeated to the same length."""
+    reading = PromptReading(weights=True, windows=True)
+    long = " ".join(["a dog"] * 14) + " (<pip1> <pip2>:1.2)"
+    plan = RegionPlan([LEFT, RIGHT], long, "", size=SIZE)
+    with torch.no_grad():
+        states = plan.encode(base, guided=True, reading=reading).states
+    ids = plan.ids(base, reading, states.shape[-2])
+    assert ids.shape == states.shape[1:2] + states.shape[3:4]
+    window = base.topology.max_tokens
+    places = token_columns(base.vocabulary, ids, "<pip2>").nonzero().tolist()
+    assert [text for text, _ in places] == [0, 1, 1]
+    assert places[0][1] > window and places[2][1] == places[1][1] + window
+    guarded = plan.guard(base, ids)
+    assert guarded.owners[0, places[0][1]].tolist() == [True, False]
+    scene = Scene(long, SIZE, regions=(LEFT, RIGHT), steps=2, reading=reading, precision=Precision.FP32)
+    first, second = (compose(base, replace(scene, guard=on), seeds=[0])[0].tobytes() for on in (False, True))
+    assert first != second

@@ -115,7 +115,8 @@ def by_inputs(problems: Sequence[LayerProblem]) -> list[list[int]]:
 
 def outcome_of(problem: LayerProblem, change: Tensor, status: Status, iterations: int = 0) -> Outcome:
     """Measure a solution."""
-    nothing = change.new_zeros(change.shape)
+    before, objective_before = problem.unchanged
+    after, objective_after = problem.measured(change)
     return Outcome(
         problem.name,
         change.flatten(0, -2),
@@ -124,8 +125,8 @@ def outcome_of(problem: LayerProblem, change: Tensor, status: Status, iterations
         problem.inputs.rank,
         problem.inputs.size,
         problem.inputs.condition,
-        problem.residuals(nothing),
-        problem.residuals(change),
-        problem.objective(nothing),
-        problem.objective(change),
+        before,
+        after,
+        objective_before,
+        objective_after,
     )

@@ -1,0 +1,62 @@
+"""Layers whose inputs are kept as rows, solved in the rows' span: exact, and no matrix has the size of the input.
+
+Where all inputs X_i are rows, fewer together than they are wide, let Q be orthonormal columns that span them. What a
+change does outside that span no term but the ridge feels, so that the minimiser is D = E Q^T, and E solves the same
+problem with inputs X_i Q and changes D_i Q, whatever the solver. Moments that are shrunk towards their diagonals, which
+belong to the inputs' own axes, are formed instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mixshow.core.errors import MixshowError
+from mixshow.fusion.deltas import widened
+from mixshow.fusion.statistics import LayerInputs, LayerStatistics
+from mixshow.fusion.wide import KeptRows
+
+
+def common_basis(name: str, inputs: Sequence[LayerInputs]) -> Tensor | None:
+    """Orthonormal columns `[in, rows]` that span all inputs; None where they are not all rows, or too many.
+
+    Args:
+        name: of the layer, for messages.
+
+    Raises:
+        MixshowError: rows with values that are no numbers.
+    """
+    rows = [each.kept.double() for each in inputs if isinstance(each, KeptRows)]
+    if not all(bool(each.isfinite().all()) for each in rows):
+        raise MixshowError(
+            f"'{name}': its inputs hold values that are no numbers; the model overflows on these prompts, or the "
+            "statistics are damaged; record them again in float32"
+        )
+    if len(rows) < len(inputs) or sum(len(each) for each in rows) >= rows[0].shape[1]:
+        return None
+    return torch.linalg.qr(torch.cat(rows).mT).Q
+
+
+def formed(inputs: LayerInputs, basis: Tensor | None = None) -> LayerStatistics:
+    """Statistics with their moment at hand: of the inputs, or in terms of a basis that spans them."""
+    if isinstance(inputs, LayerStatistics):
+        return inputs
+    if basis is None:
+        return LayerStatistics(inputs.moment, inputs.rows, inputs.resolution)
+    assert isinstance(inputs, KeptRows)
+    hidden = inputs.factor @ basis
+    return LayerStatistics(inputs.rows * (hidden.mT @ hidden), inputs.rows, inputs.resolution)
+
+
+def reduced_change(change: Tensor, basis: Tensor) -> Tensor:
+    """`D_i Q` of a change in the shape of its weight, with a bias's column or without."""
+    return widened(change, len(basis)).to(basis) @ basis
+
+
+def whole_metric(matrix: Tensor, ridge: float, basis: Tensor) -> Tensor:
+    """S, `[in, in]`, of the reduced one: outside the span it is the ridge alone."""
+    return basis @ (matrix - ridge * torch.eye(len(matrix)).to(matrix)) @ basis.mT + ridge * torch.eye(len(basis)).to(
+        matrix
+    )

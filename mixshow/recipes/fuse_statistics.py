@@ -1,0 +1,216 @@
+"""The statistics of a fusion: from files that were given, left by an interrupted run, or recorded now.
+
+What is recorded goes into files in a folder beside the output, one per concept, whole or not at all. A run that was
+interrupted finds them there; one that ends removes the folder, and with `statistics.keep` has put them to its output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mixshow.config.fuse import SOLVING, FuseOptions
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.processes import Processes
+from mixshow.core.progress import log, progress_bar
+from mixshow.fusion.collect import Collection, Statistics
+from mixshow.fusion.coverage import fused_layers, inputs_for
+from mixshow.fusion.fuse import Recorded
+from mixshow.fusion.layers import Layer, Stage
+from mixshow.fusion.members import Member
+from mixshow.fusion.origin import Origin, Origins
+from mixshow.fusion.prompts import CAPTIONS
+from mixshow.fusion.recording import record_all, recording_bytes, solving_memory
+from mixshow.fusion.sharing import summed
+from mixshow.fusion.statistics_file import SUFFIX, StatisticsFile, StoredInputs, open_statistics, write_statistics
+from mixshow.models import Base
+from mixshow.models.base import extra_file
+from mixshow.models.vocabulary import ConceptVocabulary
+from mixshow.recipes.memory import check_memory
+from mixshow.recipes.statistics import collection_of
+
+KEPT = "statistics"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Wanted:
+    """One set of statistics.
+
+    Attributes:
+        name: of its file, when it is kept.
+        member: whose; None: the base's own, on captions.
+        file: the one to use; None: it has to be recorded.
+    """
+
+    name: str
+    member: Member | None
+    origin: Origin
+    file: StatisticsFile | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FusionStatistics:
+    """What a fusion is solved from.
+
+    Attributes:
+        recorded: by stage; the tensors are still in their files.
+        files: by the option that names them, `concepts[0]` or `anchor`: name and file.
+        folder: where those recorded now lie.
+        seconds: spent on recording.
+    """
+
+    recorded: Mapping[Stage, Recorded]
+    files: Mapping[str, tuple[str, Path]]
+    folder: Path
+    seconds: float
+
+    def to_keep(self) -> dict[str, Path]:
+        """What goes to the output, by name within it."""
+        return {f"{KEPT}/{name}{SUFFIX}": file for name, file in self.files.values()}
+
+    def named_in(self, options: FuseOptions) -> FuseOptions:
+        """Options that name the kept files, so that the same model can be solved again from them."""
+        places = {key: extra_file(options.output, f"{KEPT}/{name}{SUFFIX}") for key, (name, _) in self.files.items()}
+        concepts = [
+            dataclasses.replace(entry, statistics=places[f"concepts[{i}]"])
+            for i, entry in enumerate(options.concepts_listed)
+        ]
+        anchor = dataclasses.replace(options.anchor, statistics=places.get("anchor"))
+        return dataclasses.replace(options, concepts=concepts, anchor=anchor)
+
+    def finish(self) -> None:
+        """Remove what was recorded for this run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def gather_statistics(
+    base: Base, members: Sequence[Member], options: FuseOptions, source: str, processes: Processes | None = None
+) -> FusionStatistics | None:
+    """All statistics that a fusion needs, those that are not at hand recorded now.
+
+    Args:
+        processes: that record some of the prompts each, and see the same files; the main one writes them.
+
+    Returns:
+        None where nothing is recorded beforehand: a method that needs nothing, or progressive collection.
+
+    Raises:
+        OptionsError: files that do not belong to this base, concept, prompts or version, lack layers or hold no
+            moments, all of them together.
+        MixshowError: there is too little memory; a file cannot be written.
+    """
+    if options.method not in SOLVING or options.statistics.collect == "progressive":
+        return None
+    collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
+    layers = fused_layers(base, members)
+    folder = options.output.with_name(f".{options.output.name}.{KEPT}")
+    wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, folder, source)
+    _check_memory(base, wanted, layers, collection)
+    start = time.monotonic()
+    opened: dict[str, StatisticsFile] = {}
+    waiting = [key for key, each in wanted.items() if each.file is None]
+    processes = processes or Processes.alone()
+    with progress_bar(len(waiting), "recording concepts", enabled=bool(waiting) and processes.main) as bar:
+        for number, (key, each) in enumerate(wanted.items()):
+            if each.file is None:
+                every = processes.part(number)
+                found = record_all(base, each.member, layers, collection, captions, every)
+                found = summed(found, processes, base.device, collection.kept_rows)
+                opened[key] = _written(folder, each, found, layers, processes)
+                bar.update()
+            else:
+                opened[key] = each.file
+    stored: dict[str, Mapping[str, StoredInputs]] = {
+        key: inputs_for(base, file, layers) for key, file in opened.items()
+    }
+    anchor = stored.pop("anchor", None)
+    recorded = Recorded(list(stored.values()), anchor)
+    files = {key: (wanted[key].name, file.path) for key, file in opened.items()}
+    return FusionStatistics(dict.fromkeys(Stage, recorded), files, folder, time.monotonic() - start)
+
+
+def _wanted(
+    base: Base,
+    members: Sequence[Member],
+    options: FuseOptions,
+    origins: Origins,
+    layers: Sequence[Layer],
+    folder: Path,
+    source: str,
+) -> dict[str, _Wanted]:
+    """By the option that names them; with the files that are at hand, checked."""
+    given: dict[str, tuple[Member | None, Path | None]] = {
+        f"concepts[{i}]": (member, options.concepts_listed[i].statistics) for i, member in enumerate(members)
+    }
+    if options.anchor.weight > 0 and options.method != "subspace":
+        given["anchor"] = (None, options.anchor.statistics)
+    found: dict[str, _Wanted] = {}
+    problems: list[str] = []
+    for key, (member, file) in given.items():
+        name = "captions" if member is None else concept_name(member.concept.embeddings)
+        name = name if name not in [each.name for each in found.values()] else f"{name}-{len(found)}"
+        origin = origins.of(member)
+        try:
+            at_hand = _left(base, _work_file(folder, name, origin), origin, layers) if file is None else None
+            if file is not None:
+                at_hand = _checked(base, file, origin, layers)
+            found[key] = _Wanted(name, member, origin, at_hand)
+        except MixshowError as error:
+            problems.append(f"{key}.statistics: {error}")
+    if problems:
+        raise OptionsError(source, problems)
+    return found
+
+
+def _checked(base: Base, path: Path, origin: Origin, layers: Sequence[Layer]) -> StatisticsFile:
+    """A file if it holds the wanted statistics of the layers; raises MixshowError otherwise."""
+    file = open_statistics(path)
+    different = file.origin.differences(origin)
+    if different:
+        raise MixshowError(f"{path}: {'; '.join(different)}; record it again, or change the fusion's options")
+    inputs_for(base, file, layers)
+    file.check_numbers()
+    return file
+
+
+def _left(base: Base, path: Path, origin: Origin, layers: Sequence[Layer]) -> StatisticsFile | None:
+    """What an interrupted run left of one concept, if it can be used."""
+    try:
+        file = _checked(base, path, origin, layers) if path.is_file() else None
+    except MixshowError:
+        return None
+    if file is not None:
+        log.info("%s: recorded by an interrupted run", path)
+    return file
+
+
+def _written(
+    folder: Path, wanted: _Wanted, found: Statistics, layers: Sequence[Layer], processes: Processes
+) -> StatisticsFile:
+    """What all processes recorded, in a file that all of them open."""
+    path = _work_file(folder, wanted.name, wanted.origin)
+    if processes.main:
+        write_statistics(path, found, wanted.origin, {layer.path for layer in layers if layer.extended})
+    processes.gathered(None)  # it is written
+    return open_statistics(path)
+
+
+def _work_file(folder: Path, name: str, origin: Origin) -> Path:
+    return folder / f"{name}-{origin.key()}{SUFFIX}"
+
+
+def concept_name(tokens: Mapping[str, object]) -> str:
+    """What a concept's files are called: `pip` for `<pip1> <pip2>`."""
+    names = ConceptVocabulary().extended(tokens, layers=0, first_id=0).concepts
+    return re.sub(r"[^\w.-]+", "_", next(iter(names), "concept"))
+
+
+def _check_memory(base: Base, wanted: Mapping[str, _Wanted], layers: Sequence[Layer], collection: Collection) -> None:
+    recording = recording_bytes(layers, collection) if any(each.file is None for each in wanted.values()) else 0
+    solving = solving_memory(layers, collection, len(wanted))
+    what = "recording statistics" if recording > solving else "solving"
+    check_memory(what, max(recording, solving), base.device, "fuse on a machine with more")

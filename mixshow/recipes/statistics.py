@@ -1,0 +1,107 @@
+"""`mixshow statistics`: record the inputs of one concept's layers, or the base's own, into a file that travels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixshow.config.fuse import StatisticsOptions
+from mixshow.config.load import load, read_yaml
+from mixshow.config.statistics import StatisticsFileOptions
+from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.progress import log
+from mixshow.edlora.embedding import ConceptEmbedding
+from mixshow.formats import read_concept
+from mixshow.fusion.collect import Collection
+from mixshow.fusion.coverage import OWN, covered_layers
+from mixshow.fusion.members import Member, renamed
+from mixshow.fusion.origin import Origins
+from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.recording import record_all, recording_bytes
+from mixshow.fusion.statistics_file import SUFFIX, write_statistics
+from mixshow.models import Base, load_base
+from mixshow.models.device import device_named
+from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.memory import check_memory
+
+
+def record_statistics(
+    path: Path | None, overrides: Sequence[str] = (), *, values: Mapping[str, Any], captions: bool = False
+) -> Path:
+    """Record statistics; returns their file.
+
+    Args:
+        path: an options file; None: there is none.
+        overrides: `key=value` texts that replace options.
+        values: options that the command's arguments give, which win over the file's.
+        captions: of the base alone.
+
+    Raises:
+        OptionsError: everything wrong with the options.
+        MixshowError: the concept does not fit the base; the file cannot be written, and nothing is left behind then.
+    """
+    contents = {**({} if path is None else read_yaml(path)), **values}
+    source = str(path or "statistics")
+    options = load(StatisticsFileOptions, source, overrides, values=contents)
+    if (options.concept is None) != captions:
+        expected = "a concept or --captions" if options.concept is None else "no concept beside --captions"
+        raise OptionsError(source, [f"concept: expected {expected}, found {options.concept or 'neither'}"])
+    member = None if options.concept is None else _member(options, options.concept)
+    base = load_base(options.base, vae=options.vae, device=device_named(options.device))
+    if member is not None:
+        _check_fit(base, member)
+    collection, ordinary = collection_of(options.statistics), options.captions or CAPTIONS
+    kinds = [kind for kind in options.layers if member is not None or kind != OWN]
+    layers = covered_layers(base, member, kinds, biases=options.biases)
+    if not layers:
+        raise OptionsError(source, [f"layers: {', '.join(options.layers)} are none of this base and concept"])
+    check_memory("recording", recording_bytes(layers, collection), base.device, "leave kinds out of layers=")
+    output = options.output or _beside(options.concept)
+    start = time.monotonic()
+    origin = Origins(base, collection, ordinary).of(member)
+    log.info("recording %d layers under %s", len(layers), "the base" if member is None else member.concept.text)
+    found = record_all(base, member, layers, collection, ordinary)
+    write_statistics(output, found, origin, {layer.path for layer in layers if layer.extended})
+    log.info(
+        "statistics: %s (%d layers, %.1f MB, %.1f s)",
+        output, len(found), output.stat().st_size / 1e6, time.monotonic() - start,
+    )  # fmt: skip
+    return output
+
+
+def _member(options: StatisticsFileOptions, file: Path) -> Member:
+    concept = read_concept(file)
+    if options.tokens is not None:
+        concept = renamed(concept, concept_words(options.tokens))
+    return Member(concept, text_encoder=options.text_encoder, unet=options.unet, alpha=options.alpha)
+
+
+def _check_fit(base: Base, member: Member) -> None:
+    try:
+        ConceptEmbedding(member.concept.embeddings).to(base.device).attach(base)[1].detach()
+    except MixshowError as error:
+        raise MixshowError(f"{member.concept.source}: {error}") from error
+    member.changes(base)
+
+
+def _beside(concept: Path | None) -> Path:
+    return Path(f"captions{SUFFIX}") if concept is None else concept.with_name(concept.stem + SUFFIX)
+
+
+def collection_of(given: StatisticsOptions) -> Collection:
+    """The collection that options ask for."""
+    return Collection(
+        progressive=given.collect == "progressive",
+        text_prompts=tuple(given.text_prompts or TEXT),
+        picture_prompts=tuple(given.picture_prompts or PICTURES),
+        every_position=given.text_rows == "all",
+        steps=given.steps,
+        width=given.width,
+        height=given.height,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        moment_width=given.moment_width,
+        kept_rows=given.kept_rows,
+    )

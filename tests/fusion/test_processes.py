@@ -1,0 +1,166 @@
+"""Several processes fuse what one fuses, and a plan says beforehand what it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixshow.cli.main import EXIT_USER_ERROR, main
+from mixshow.core.processes import Processes
+from mixshow.edlora.concept import save_concept
+from mixshow.fusion import cost, lessons
+from mixshow.fusion.collect import Collection
+from mixshow.fusion.fuse import Fusion, Objective, changed_layers, fuse
+from mixshow.fusion.heldout import HeldOut, HeldOutPlan
+from mixshow.fusion.layers import Stage
+from mixshow.fusion.lessons import DistillPlan, write_curriculum
+from mixshow.fusion.members import Member
+from mixshow.fusion.solvers import Exact
+from mixshow.models import Base, load_base
+from mixshow.recipes import fuse_plan
+from tests.tiny import tiny_concept
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def options(tiny: Base, tiny_folder: Path, tmp_path: Path) -> Path:
+    """Two concepts with three prompts each, so that two processes have unequal parts."""
+    for number, name in enumerate(("duck", "fox")):
+        save_concept(tiny_concept(tiny, name, seed=number), tmp_path / f"{name}.safetensors")
+    path = tmp_path / "fuse.yml"
+    path.write_text(
+        f"base: {tiny_folder}\noutput: {tmp_path / 'fused'}\n"
+        f"concepts: [{{file: {tmp_path}/duck.safetensors}}, {{file: {tmp_path}/fox.safetensors, weight: 2}}]\n"
+        "statistics: {steps: 2, text_prompts: ['a {concept}', '{concept}', '{concept} in the rain'], "
+        "picture_prompts: ['{concept}', 'a {concept}', '{concept} on the beach']}\n"
+        "anchor: {captions: ['a dog']}\nrefine: {method: none}\nreport: {heldout: false}\n"
+    )
+    return path
+
+
+def test_parts_of_all_processes_are_the_whole() -> None:
+    for offset in range(4):
+        parts = [list(range(7))[Processes(index, 3).part(offset)] for index in range(3)]
+        assert sorted(number for part in parts for number in part) == list(range(7))
+    # The next concept's longest part is another process's.
+    assert 0 in list(range(7))[Processes(1, 3).part(1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("collect", ["independent", "progressive"])
+def test_two_processes_fuse_what_one_fuses(options: Path, tmp_path: Path, collect: str) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mixshow"]
+    common = [str(options), f"statistics.collect={collect}"]
+    subprocess.run([*launch, "fuse", *common, f"output={tmp_path / 'two'}"], cwd=ROOT, check=True)
+    assert main(["fuse", *common, f"output={tmp_path / 'one'}"]) == 0
+    one, two = load_base(tmp_path / "one"), load_base(tmp_path / "two")
+    for name, model in one.models.items():
+        for key, weight in model.state_dict().items():
+            torch.testing.assert_close(two.models[name].state_dict()[key], weight, rtol=1e-4, atol=1e-5)
+    reports = [json.loads((tmp_path / name / "fusion_report.json").read_text()) for name in ("one", "two")]
+    assert reports[0]["layers"].keys() == reports[1]["layers"].keys()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(options.parent.rglob("*"))
+    assert main(["fuse", str(options), "--dry-run", "refine.method=distill", "report.heldout=true"]) == 0
+    text = capsys.readouterr().out
+    for expected in ("<duck1> <duck2>", "recording spatial layers", "solving text encoder", "distilling", "held-out"):
+        assert expected in text
+    assert "memory beside the model" in text and "time to expect" in text
+    assert set(options.parent.rglob("*")) == before
+
+
+def test_a_dry_run_counts_every_pass_of_recording_again(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fuse", str(options), "--dry-run", "refine.method=rerecord", "refine.passes=3"]) == 0
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    passes = {line[1].strip(): line[4].strip() for line in lines if len(line) == 7}
+    # Two concepts of three pictures, a caption, two steps each; three times that, and looks at validation prompts.
+    assert passes["recording spatial layers"] == "14" and int(passes["recording and solving again"]) > 3 * 14
+
+
+def test_a_dry_run_names_what_is_wrong(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fuse", str(options), "--dry-run", "concepts=[{file: none.safetensors}]"]) == EXIT_USER_ERROR
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+class Counter:
+    """Texts and pictures that go through a base's models within the block."""
+
+    def __init__(self, base: Base) -> None:
+        self.passes, self._handles = cost.Passes(), []
+        self._handles.append(base.unet.register_forward_pre_hook(self._picture))
+        self._handles.append(base.text_encoder.register_forward_pre_hook(self._text, with_kwargs=True))
+
+    def _picture(self, _: object, arguments: tuple[torch.Tensor, ...]) -> None:
+        self.passes += cost.Passes(unet=len(arguments[0]))
+
+    def _text(self, _: object, arguments: tuple[torch.Tensor, ...], __: object) -> None:
+        self.passes += cost.Passes(text=len(arguments[0]))
+
+    def taken(self) -> cost.Passes:
+        for handle in self._handles:
+            handle.remove()
+        return self.passes
+
+
+@pytest.fixture(scope="module")
+def members(tiny: Base) -> list[Member]:
+    return [Member(tiny_concept(tiny, name, seed=number)) for number, name in enumerate(("duck", "fox"))]
+
+
+def test_the_plan_counts_the_passes_that_recording_takes(tiny: Base, members: list[Member]) -> None:
+    collection = Collection(text_prompts=["{concept}", "a {concept}"], picture_prompts=["{concept}"], steps=2)
+    captions = ["a dog", "a boy", "rain"]
+    counter = Counter(tiny)
+    fuse(tiny, members, collection, Objective(1e-2, 0.3, captions), dict.fromkeys(Stage, Exact()))
+    expected = cost.recording_passes(collection, tuple(Stage), len(members), len(captions), tiny.topology.layers)
+    assert counter.taken() == sum(expected.values(), cost.Passes())
+
+
+def test_the_plan_counts_the_passes_of_lessons_and_reports(tiny: Base, members: list[Member]) -> None:
+    plan = DistillPlan(steps=0, rounds=2, prompts=["{concept}", "a {concept}", "red {concept}"], walk_steps=3)
+    counter = Counter(tiny)
+    nothing = Fusion({}, {token: v for member in members for token, v in member.concept.embeddings.items()})
+    for number in range(plan.rounds):
+        write_curriculum(tiny, members, plan, number, fusion=nothing if number else None)
+    assert counter.taken().unet == cost.distilling_passes(plan, len(members)).unet
+    held_out, counter = HeldOutPlan(["{concept}"], ["a dog", "a boy"], steps=2), Counter(tiny)
+    references = HeldOut(tiny, members, held_out)
+    fused, attachment = nothing.attach(tiny)
+    with attachment:
+        references.score(fused)
+    assert counter.taken().unet == cost.heldout_passes(held_out, len(members), 1).unet
+    assert lessons.lesson_prompts(plan, 0) == ["{concept}", "red {concept}"]
+
+
+def test_the_plan_knows_the_distinct_inputs(tiny: Base, members: list[Member]) -> None:
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    recorded = fuse_recorded(tiny, members)
+    distinct = {id(each): each for each in recorded.values()}.values()
+    moments = cost.moments_of(layers)
+    assert sorted(moment.width for moment in moments) == sorted(each.shape[-1] for each in distinct)
+    assert sum(moment.bytes for moment in moments) == sum(each.moment.nbytes for each in distinct)
+    assert sum(len(moment.outputs) for moment in moments) == len(layers)
+
+
+def fuse_recorded(base: Base, members: list[Member]) -> dict[str, object]:
+    """Statistics of one concept in all stages."""
+    from mixshow.fusion.fuse import record_stage
+
+    collection = Collection(text_prompts=["{concept}"], picture_prompts=["{concept}"], steps=1)
+    found: dict[str, object] = {}
+    for stage in Stage:
+        found |= record_stage(base, members[:1], stage, collection, Objective()).concepts[0]
+    return found
+
+
+def test_durations_are_written_for_people() -> None:
+    written = [fuse_plan._duration(seconds) for seconds in (0.25, 42, 600, 7200)]
+    assert written == ["0.2 s", "42 s", "10 min", "2.0 h"]
