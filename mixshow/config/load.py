@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -62,7 +62,7 @@ def load(
     Args:
         schema: the root section.
         path: a YAML file; used as the name in messages when `values` are given.
-        overrides: `section.key=value` texts from the command line, values in YAML.
+        overrides: `section.key=value` texts from the command line, values in YAML; `list[0].key=value` in lists.
         values: already read contents, instead of reading `path`.
 
     Raises:
@@ -71,7 +71,9 @@ def load(
     """
     contents = read_yaml(path) if values is None else values
     try:
-        merged = OmegaConf.merge(OmegaConf.create(dict(contents)), OmegaConf.from_dotlist(list(_checked(overrides))))
+        merged = OmegaConf.create(dict(contents))
+        for text in _checked(overrides):
+            _override(merged, text)
         plain = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise OptionsError(str(path), [_first_line(error)]) from error
@@ -151,6 +153,16 @@ def _checked(overrides: Sequence[str]) -> Sequence[str]:
                 "such as '[{file: a.safetensors}]' has a space behind every colon and stands in quotes in a shell"
             ) from error
     return overrides
+
+
+def _override(contents: DictConfig, text: str) -> None:
+    try:
+        contents.merge_with_dotlist([text])
+    except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
+        raise MixshowError(
+            f"override '{text}': expected an option of the file ({_first_line(error)}); entries of a list go by their "
+            "number from 0, such as regions[0].prompt"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -105,3 +105,15 @@ def test_what_is_no_yaml_mapping_is_one_line(tmp_path: Path, contents: bytes) ->
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(MixshowError, match=r"gone\.yml: no such options file"):
         load(Options, "gone.yml")
+
+
+def test_overrides_reach_into_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("output: x\nparts: [{rank: 1}, {rank: 2}]\n")
+    assert [part.rank for part in load(Options, tmp_path / "a.yml", ["parts[1].rank=7"]).parts] == [1, 7]
+
+
+@pytest.mark.parametrize("text", ["parts[2].rank=7", "parts.rank=7", "parts[x].rank=7"])
+def test_an_override_beside_a_list_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yml").write_text("output: x\nparts: [{rank: 1}, {rank: 2}]\n")
+    with pytest.raises(MixshowError, match=r"override 'parts.*by their number from 0"):
+        load(Options, tmp_path / "a.yml", [text])
