@@ -70,7 +70,9 @@ class PoseOptions(Section):
         None,
     )
     adapter: str = option("'puppets', a folder or a hub id of a T2I-Adapter for poses", "puppets")
-    weight: float = option("factor on the adapter's features; 0: without", 1.0)
+    controlnet: str | None = option("instead of the adapter: a folder or a hub id of a ControlNet for poses", None)
+    control_type: int | None = option("for union ControlNets: their number of poses", None)
+    weight: float = option("factor on what the adapter or ControlNet adds; 0: without", 1.0)
     span: tuple[float, float] = option("part of the steps in which it counts, 0.0 to 1.0", (0.0, 1.0))
 
     @classmethod
@@ -91,6 +93,8 @@ class PoseOptions(Section):
             found.append("people: expected at least one person, found none; leave pose out for a scene without")
         if not 0 <= self.span[0] < self.span[1] <= 1:
             found.append(f"span: expected two numbers such as [0.0, 0.6], found {list(self.span)}")
+        if self.control_type is not None and self.controlnet is None:
+            found.append(f"control_type: expected a controlnet beside it, found {self.control_type} alone")
         if self.canvas is not None and self.canvas < 0:
             found.append(f"canvas: expected 0 or more, found {self.canvas}")
         if self.margins is not None and not all(0 <= margin < math.inf for margin in self.margins):

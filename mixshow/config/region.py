@@ -41,6 +41,10 @@ class RegionOptions(Section):
     end: float = option("up to which part of the steps its prompt acts; behind it, the base prompt", 1.0)
     guidance: float | None = option("classifier-free guidance in its area; null: the scene's", None)
     seed_offset: int = option("its area starts from the noise of the picture's seed plus this", 0)
+    condition_weights: list[float] = option(
+        "factors on the weights of the scene's conditions in its area, in their order, the pose's behind them",
+        factory=list,
+    )
     feather: float = option(
         "width of a soft border, half of it outside: pixels, or a fraction of the shorter side when below 1", 0.0
     )
@@ -75,6 +79,8 @@ class RegionOptions(Section):
             found.append(f"guidance: expected 1 or more, found {self.guidance}")
         if not math.isfinite(self.priority):
             found.append(f"priority: expected a number, found {self.priority}")
+        if not all(map(math.isfinite, self.condition_weights)):
+            found.append(f"condition_weights: expected numbers, found {self.condition_weights}")
         if not 0 < self.weight < math.inf:
             found.append(f"weight: expected a number above 0, found {self.weight}")
         return found
@@ -85,8 +91,10 @@ class RegionOptions(Section):
             found.append(f"threshold: expected a number between 0 and 1, found {self.threshold}")
         if self.after < 1:
             found.append(f"after: expected 1 step or more, found {self.after}")
-        if self.from_ is not None and (self.seed_offset or self.guidance is not None):
-            found.append("from: expected no seed_offset and no guidance, which act before the area is known")
+        if self.from_ is not None and (self.seed_offset or self.guidance is not None or self.condition_weights):
+            found.append(
+                "from: expected no seed_offset, guidance or condition_weights, which act before the area is known"
+            )
         return found
 
     def _box_problems(self) -> list[str]:

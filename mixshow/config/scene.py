@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from mixshow.config.condition import ConditionOptions
 from mixshow.config.isolation import IsolateOptions
 from mixshow.config.load import Section, option
 from mixshow.config.network import NetworkOptions
@@ -53,6 +54,7 @@ class SceneOptions(Section):
         factory=list,
     )
     pose: PoseOptions | None = option("where people stand and how; null: free", None)
+    conditions: list[ConditionOptions] = option("pictures that guide the layout, beside the pose", factory=list)
     boxes: Literal["from_pose"] | None = option(
         "regions without a shape get boxes around the pose's people: the one a region or its concept names, the others "
         "in order",
@@ -119,11 +121,18 @@ class SceneOptions(Section):
         sources = self._region_sources()
         if self.strengths is not None and len(self.strengths) != len(self.concepts):
             found.append(f"strengths: expected one per concept ({len(self.concepts)}), found {len(self.strengths)}")
-        if self.size is None and (sources or self.pose or self.image or self.hires):
+        if self.size is None and (sources or self.pose or self.conditions or self.image or self.hires):
             found.append(
-                "size: expected [width, height] in pixels, which a scene with regions, a pose, an image or a second "
-                "pass needs; found none"
+                "size: expected [width, height] in pixels, which a scene with regions, a pose, conditions, an image or "
+                "a second pass needs; found none"
             )
+        there = len(self.conditions) + (self.pose is not None)
+        found += [
+            f"regions[{i}].condition_weights: expected one for each of {there} conditions (the pose is the last), "
+            f"found {len(region.condition_weights)}"
+            for i, region in enumerate(self.regions)
+            if len(region.condition_weights) > there
+        ]
         if self.size is not None and min(self.size) <= 0:
             found.append(f"size: expected [width, height] in pixels, found {list(self.size)}")
         found += self._seed_problems()

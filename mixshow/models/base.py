@@ -95,7 +95,9 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        """Where its UNet computes; that of models which accelerate moves there for it is where they go."""
+        moved_to = getattr(getattr(self.unet, "_hf_hook", None), "execution_device", None)
+        return self.unet.device if moved_to is None else torch.device(moved_to)
 
     def encode_images(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents of pictures, scaled for the UNet.

@@ -26,10 +26,12 @@ class Glance:
     Attributes:
         size_multiple: a picture's sides must be multiples of this many pixels; None: only the loaded base tells.
         vocabulary: concept tokens it has.
+        unet: configuration of its UNet; None: only the loaded base tells.
     """
 
     size_multiple: int | None
     vocabulary: ConceptVocabulary
+    unet: Mapping[str, Any] | None = None
 
 
 def glance_at(source: str | Path, *, vae: str | Path | None = None) -> Glance:
@@ -52,7 +54,7 @@ def glance_at(source: str | Path, *, vae: str | Path | None = None) -> Glance:
     multiple = None
     if unet is not None and autoencoder is not None:
         multiple = size_multiple(len(unet["block_out_channels"]), len(autoencoder["block_out_channels"]))
-    return Glance(multiple, vocabulary)
+    return Glance(multiple, vocabulary, unet)
 
 
 def _tokens_in(file: str) -> ConceptVocabulary:

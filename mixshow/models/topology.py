@@ -72,6 +72,7 @@ def size_multiple(unet_blocks: int, vae_blocks: int) -> int:
 def cross_attention_layers(unet: nn.Module) -> tuple[str, ...]:
     """Paths of the cross-attention modules in forward order: down, mid, up (`named_modules` has mid last)."""
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    unet = getattr(unet, "_orig_mod", unet)  # what torch.compile wraps has its modules under another path
     names = [
         name
         for name, module in unet.named_modules()

@@ -12,7 +12,7 @@ _OPENINGS = (
     "a photo of", "a photo of", "a photo of", "photo of", "a picture of", "a rendition of",
     "a good photo of", "a cool photo of", "a nice picture of", "a painting of", "", "", "",
 )  # fmt: skip
-_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}
 _PLURALS = {"boy": "boys", "girl": "girls", "bear": "bears", "robot": "robots", "alien": "aliens"}
 
 
@@ -50,7 +50,7 @@ def _joined(parts: list[str]) -> str:
 def _counted(puppets: list[Puppet]) -> str:
     kinds = {puppet.look.kind for puppet in puppets}
     noun = _PLURALS[kinds.pop()] if len(kinds) == 1 else "puppets"
-    return f"{_NUMBERS[len(puppets)]} {noun}"
+    return f"{NUMBERS[len(puppets)]} {noun}"
 
 
 def _described(puppet: Puppet, detail: float, rng: np.random.Generator) -> str:

@@ -14,9 +14,11 @@ from mixshow.models.base import source_problem
 from mixshow.models.device import device_named
 from mixshow.models.glance import glance_at
 from mixshow.models.schedule import scheduler_class
+from mixshow.recipes.conditions import missing_readers, unfit_readers
 from mixshow.recipes.networks import missing_networks
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
+from mixshow.sampling.controlnet import controlnet_problem
 from mixshow.sampling.detect import detector_problem
 from mixshow.sampling.scene import Scene
 
@@ -26,7 +28,7 @@ class CheckedScene:
     """A scene in which nothing was found to be wrong.
 
     Attributes:
-        options: hold all of it: they name no files of regions or poses any more.
+        options: hold all of it: they name no files of regions, poses or conditions any more.
         concepts: those that are attached to its model.
     """
 
@@ -46,11 +48,12 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems = [*_missing_models(options), *missing_networks(options)]
+    problems = [*_missing_models(options), *missing_networks(options), *missing_readers(options)]
     found = None
     if not problems:
         with _noting(problems):
             found = glance_at(options.model, vae=options.vae)
+            problems += unfit_readers(options, found.unet) if found.unet is not None else []
     concepts = []
     for i, path in enumerate(options.concepts):
         with _noting(problems, f"concepts[{i}]: "):
@@ -90,7 +93,10 @@ def _missing_models(options: SceneOptions) -> list[str]:
     if options.vae is not None:
         found["vae"] = source_problem(options.vae)
     if options.pose is not None:
-        found["pose.adapter"] = adapter_problem(options.pose.adapter)
+        if options.pose.controlnet is None:
+            found["pose.adapter"] = adapter_problem(options.pose.adapter)
+        else:
+            found["pose.controlnet"] = controlnet_problem(options.pose.controlnet)
         if options.pose.photo is not None:
             found["pose"] = detector_problem(options.pose.detector, options.pose.detector_model)
     return [f"{name}: {problem}" for name, problem in found.items() if problem]

@@ -22,6 +22,7 @@ from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.check import check_options
+from mixshow.recipes.conditions import load_pose_reader, load_readers
 from mixshow.recipes.networks import put_networks_on
 from mixshow.recipes.pose import with_photo_read
 from mixshow.recipes.region_networks import region_networks
@@ -29,7 +30,6 @@ from mixshow.recipes.running import running_previews
 from mixshow.recipes.scene import check_scene, read_scene
 from mixshow.recipes.sheet import write_sheet
 from mixshow.sampling.compose import compose
-from mixshow.sampling.conditions import load_adapter
 from mixshow.sampling.directed import DirectedNetwork
 from mixshow.sampling.pictures import picture_grid, read_about, save_picture
 from mixshow.sampling.precision import resolve
@@ -200,7 +200,8 @@ def _batches(
     base: Base, scene: Scene, options: SceneOptions, networks: Sequence[DirectedNetwork]
 ) -> Iterator[tuple[list[int], list[Image.Image]]]:
     """Batches of seeds with their pictures, each as soon as it is done."""
-    adapter = load_adapter(options.pose.adapter, base) if options.pose is not None else None
+    adapter = load_pose_reader(options.pose, base) if options.pose is not None else None
+    readers = load_readers(options, base)
     running = running_previews(base, _with_ending(options.output, "_running"), options.previews)
     with progress_bar(len(options.seed_list), "pictures") as bar, running as preview:
         for start in range(0, len(options.seed_list), options.batch_size):
@@ -218,6 +219,7 @@ def _batches(
                     scene,
                     seeds=batch,
                     adapter=adapter,
+                    readers=readers,
                     batch_size=len(batch),
                     callback=show,
                     networks=networks,

@@ -77,7 +77,9 @@ def read_pose(pose: PoseOptions, size: Size) -> ReadPose:
         kept = {"people": [person.tolist() for person in people]}
     bare = dataclasses.replace(pose, image=None, json=None, people=None, png=None, canvas=None)
     options = dataclasses.replace(bare, **kept)
-    return ReadPose(PoseGuide(picture, pose.weight, pose.span), tuple(people), tuple(names), margins, options)
+    return ReadPose(
+        PoseGuide(picture, pose.weight, pose.span, pose.control_type), tuple(people), tuple(names), margins, options
+    )
 
 
 def people_in(pose: PoseOptions, size: Size) -> tuple[list[np.ndarray], list[str | None]]:
@@ -134,7 +136,7 @@ def with_photo_read(options: SceneOptions, detector: Detector | None = None) -> 
 
 
 def _is_puppet(pose: PoseOptions) -> bool:
-    return pose.adapter == BUILT_IN
+    return pose.adapter == BUILT_IN and pose.controlnet is None
 
 
 def _points(entry: PersonOptions | Sequence[Sequence[float] | None], number: int) -> np.ndarray | None:

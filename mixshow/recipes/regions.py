@@ -108,7 +108,7 @@ def _boxes(regions: Sequence[Region]) -> list[RegionOptions]:
 def _decoded_colours(regions: Sequence[RegionOptions], path: Path, size: Size) -> list[RegionOptions]:
     """Regions of a colour-coded picture with each its own mask instead."""
     picture = read_picture(path)
-    _say_size(str(path), picture, size)
+    say_size(str(path), picture, size)
     coloured = [i for i, region in enumerate(regions) if region.colour is not None]
     try:
         masks = coded_masks(picture, [_colour(regions[i].colour or "", i) for i in coloured])
@@ -137,7 +137,7 @@ def _area(entry: RegionOptions, size: Size) -> Area:
         area = Polygon.from_numbers(entry.polygon, size)
     elif entry.mask is not None:
         picture = read_picture(entry.mask)
-        _say_size(str(entry.mask), picture, size)
+        say_size(str(entry.mask), picture, size)
         try:
             area = mask_of(picture)
         except MixshowError as error:
@@ -153,10 +153,11 @@ def _pixels(length: float, size: Size) -> float:
     return length if length >= 1 else length * min(size)
 
 
-def _say_size(name: str, picture: Image.Image, size: Size) -> None:
+def say_size(name: str, picture: Image.Image, size: Size, what: str = "stretched over") -> None:
+    """One line when a picture is of another size than the scene, and what is made of it."""
     if picture.size != size:
         found, wanted = (f"{width}x{height}" for width, height in (picture.size, size))
-        log.info("%s: %s pixels, stretched over the picture of %s", name, found, wanted)
+        log.info("%s: %s pixels, %s the picture of %s", name, found, what, wanted)
 
 
 def _region(entry: RegionOptions, area: Area, options: SceneOptions) -> Region:
@@ -171,6 +172,7 @@ def _region(entry: RegionOptions, area: Area, options: SceneOptions) -> Region:
         span=(entry.start, entry.end),
         guidance=entry.guidance,
         seed_offset=entry.seed_offset,
+        condition_weights=tuple(entry.condition_weights),
     )
 
 

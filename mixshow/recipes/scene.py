@@ -12,6 +12,7 @@ from mixshow.models import Base, ConceptVocabulary, PromptReading
 from mixshow.models.prompt_weights import weights_problem
 from mixshow.models.prompts import clip_skip_problem
 from mixshow.models.vocabulary import concept_words
+from mixshow.recipes.conditions import read_conditions
 from mixshow.recipes.passes import second_pass, start_picture
 from mixshow.recipes.pose import read_pose
 from mixshow.recipes.pose_boxes import with_boxes_from_pose
@@ -31,7 +32,7 @@ def read_scene(
     concepts: Mapping[str, str] | None = None,
     multiple: int | None = None,
 ) -> tuple[Scene, SceneOptions]:
-    """Read poses, regions and pictures; nothing slow is loaded, so that a pose from a photograph is left out.
+    """Read poses, conditions, regions and pictures; nothing slow is loaded, so a pose from a photograph is left out.
 
     Args:
         concepts: see `read_regions`.
@@ -39,7 +40,7 @@ def read_scene(
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
-        The scene, and options that hold all of it: they name no files of poses, regions or pictures any more.
+        The scene, and options that hold all of it: they name no files of those any more.
     """
     pose = None
     if options.size is not None and options.pose is not None:
@@ -50,12 +51,14 @@ def read_scene(
             problems.append(f"pose: {error}")
     options = with_boxes_from_pose(options, pose, problems)
     regions, options = read_regions(options, problems, concepts)
+    conditions, options = read_conditions(options, problems)
     scene = Scene(
         prompt=options.prompt,
         size=options.size,
         negative_prompt=with_common_negative(options.negative_prompt, options.common_negative),
         regions=tuple(regions),
         pose=None if pose is None else pose.guide,
+        conditions=conditions,
         edges=Edges(options.edges or Edges.HARD),
         base_prompt=options.base_prompt,
         background_prompt=options.background_prompt,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import T2IAdapter
 from PIL import Image
 from torch import Tensor
 
 from mixshow.models import Base, PromptStates
-from mixshow.sampling.conditions import adapter_condition
 from mixshow.sampling.denoise import Callback
 from mixshow.sampling.directed import DirectedNetwork, network_marks
 from mixshow.sampling.generate import latent_size, latents_of_states, pixels_of, start_noise, to_pictures
@@ -19,7 +18,8 @@ from mixshow.sampling.hires import enlarged
 from mixshow.sampling.original import Original
 from mixshow.sampling.redo import StartPicture
 from mixshow.sampling.regional_attention import RegionPlan
-from mixshow.sampling.scene import Scene
+from mixshow.sampling.scene import ConditionReader, Scene
+from mixshow.sampling.scene_guide import scene_guide
 from mixshow.sampling.staging import Staging
 
 _SMOOTH = Image.Resampling.LANCZOS
@@ -31,7 +31,8 @@ def compose(
     scene: Scene,
     *,
     seeds: Sequence[int],
-    adapter: T2IAdapter | None = None,
+    adapter: ConditionReader | None = None,
+    readers: Sequence[ConditionReader] = (),
     batch_size: int = 1,
     callback: Callback | None = None,
     networks: Sequence[DirectedNetwork] = (),
@@ -40,6 +41,7 @@ def compose(
 
     Args:
         adapter: reads the scene's pose; needed when it has one.
+        readers: the network that reads each of the scene's conditions.
         batch_size: pictures denoised together. The same seed gives the same picture to the last bit only in the
             same batch. 1 where regions are found from attention.
         callback: see `denoise`; it is also told `pass` (from 0) and `passes`.
@@ -59,12 +61,12 @@ def compose(
         elif scene.size is not None:
             begin = start.resized(scene.size)
     told = _Told(callback, 1 if second is None else 2)
-    first = _Pass(base, scene, adapter, networks)
+    first = _Pass(base, scene, adapter, readers, networks)
     original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
     batch_size = 1 if first.staging.one_by_one else batch_size
     latents = first.latents(seeds, batch_size, original, told.in_pass(0))
     if second is not None:
-        larger = _Pass(base, scene.scaled(second.size), adapter, networks, first.states)
+        larger = _Pass(base, scene.scaled(second.size), adapter, readers, networks, first.states)
         if start is None or start.redone is None:
             original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
         else:
@@ -95,7 +97,8 @@ class _Pass:
         self,
         base: Base,
         scene: Scene,
-        adapter: T2IAdapter | None,
+        adapter: ConditionReader | None,
+        readers: Sequence[ConditionReader],
         networks: Sequence[DirectedNetwork],
         states: PromptStates | None = None,
     ) -> None:
@@ -107,27 +110,12 @@ class _Pass:
         size = scene.size or (native, native)
         self.base, self.scene = base, scene
         self.grid = latent_size(base, *size)
-        self.plan = RegionPlan(
-            scene.regions,
-            scene.prompt if scene.background_prompt is None else scene.background_prompt,
-            scene.negative_prompt,
-            size=size,
-            edges=scene.edges,
-            base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
-            schedule=scene.schedule,
-            marks=network_marks(networks, len(scene.regions)),
-        )
+        self.plan = plan_of(dataclasses.replace(scene, size=size), networks)
         self.staging = Staging(base, scene, self.plan, networks)
         self.states = states or self.plan.encode(
             base, guided=scene.guided, reading=scene.reading, under=self.staging.encoding
         )
-        self.condition = None
-        if scene.pose is not None:
-            if adapter is None:
-                raise ValueError("a scene with a pose needs an adapter")
-            self.condition = adapter_condition(
-                adapter, [scene.pose.picture], weight=scene.pose.weight, span=scene.pose.span
-            )
+        self.condition = scene_guide(scene, self.plan, self.grid, adapter, readers)
 
     def latents(
         self,
@@ -191,6 +179,26 @@ class _Told:
             callback(step)
 
         return tell
+
+
+def plan_of(scene: Scene, networks: Sequence[DirectedNetwork] = ()) -> RegionPlan:
+    """The texts of a scene of some size, and where they act.
+
+    Args:
+        networks: see `compose`.
+    """
+    if scene.size is None:
+        raise ValueError("a plan of regions needs the scene's size")
+    return RegionPlan(
+        scene.regions,
+        scene.prompt if scene.background_prompt is None else scene.background_prompt,
+        scene.negative_prompt,
+        size=scene.size,
+        edges=scene.edges,
+        base_prompt=scene.prompt if scene.base_prompt is None else scene.base_prompt,
+        schedule=scene.schedule,
+        marks=network_marks(networks, len(scene.regions)),
+    )
 
 
 def guidance_map(plan: RegionPlan, guidance: float, grid: tuple[int, int]) -> Tensor:

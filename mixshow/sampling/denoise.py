@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base, PromptStates
-from mixshow.sampling.conditions import Condition
 from mixshow.sampling.guidance import guided
+from mixshow.sampling.guide import Guide, UNetInput
 from mixshow.sampling.original import Original
 from mixshow.sampling.precision import Precision, autocast
 
@@ -31,7 +31,7 @@ def denoise(
     guidance: float | Tensor = 1.0,
     rescale: float = 0.0,
     original: Original | None = None,
-    condition: Condition | None = None,
+    condition: Guide | None = None,
     before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
     generators: Sequence[torch.Generator] | None = None,
@@ -48,10 +48,11 @@ def denoise(
             for each position, `[height, width]`.
         rescale: of guidance, 0 to 1; see `guided`.
         original: a picture to begin from; then only the last steps are made, with their own numbers.
-        condition: adapter features that are added inside the UNet's down blocks, in both halves.
+        condition: what is added inside the UNet beside text: one condition, or several `Together`.
         before_step: called before each step with its number (from 0) and the number of all.
         callback: called after each step with `step` (from 0), `steps`, `timestep` and `latents`, and with what
-            the step's prediction was made of: `noisy` (as the UNet read them) and `prediction`.
+            the step's prediction was made of: `noisy` (as the UNet read them) and `prediction`. Where it puts other
+            `latents` there, the next step goes on from these.
         generators: one per picture, for schedulers that add noise; without, these draw from torch's global one.
         precision: what the UNet computes in; latents stay in the type they came in.
 
@@ -76,11 +77,10 @@ def denoise(
                 before_step(step, steps)
             halves = torch.cat([latents, latents]) if with_negative else latents
             halves = scheduler.scale_model_input(halves, timestep).to(unet.dtype)
-            added = None if condition is None else condition.features_at(step, steps, len(halves))
             with autocast(latents.device, precision):
-                prediction = unet(
-                    halves, timestep, **text.for_unet(halves), down_intrablock_additional_residuals=added
-                ).sample
+                given = UNetInput(halves, timestep, text, step, steps, with_negative)
+                added = {} if condition is None else condition.for_unet(given)
+                prediction = unet(halves, timestep, **text.for_unet(halves), **added).sample
             prediction = prediction.to(latents.dtype)
             if with_negative:
                 prediction = guided(prediction[:batch], prediction[batch:], guidance, rescale)
@@ -88,6 +88,8 @@ def denoise(
             if original is not None:
                 latents = original.kept(scheduler, latents, noise, step)
             if callback is not None:
-                about = {"timestep": timestep, "noisy": halves[:batch], "prediction": prediction}
-                callback({"step": step, "steps": steps, "latents": latents, **about})
+                told = {"step": step, "steps": steps, "latents": latents, "timestep": timestep}
+                told |= {"noisy": halves[:batch], "prediction": prediction}
+                callback(told)
+                latents = told["latents"]
     return latents

@@ -15,6 +15,7 @@ from mixshow.core.seeding import torch_generator
 from mixshow.models import Base, PromptReading, PromptStates, aligned, make_scheduler, read_prompts
 from mixshow.sampling.conditions import Condition
 from mixshow.sampling.denoise import Callback, denoise
+from mixshow.sampling.guide import Guide
 from mixshow.sampling.original import Original
 from mixshow.sampling.precision import Precision
 
@@ -102,7 +103,7 @@ def latents_of_states(
     scheduler: str = DEFAULT_SCHEDULER,
     scheduler_options: Mapping[str, Any] | None = None,
     original: Original | None = None,
-    condition: Condition | None = None,
+    condition: Guide | None = None,
     before_step: Callable[[int, int], object] | None = None,
     callback: Callback | None = None,
     precision: Precision = Precision.AUTO,

@@ -97,6 +97,8 @@ class Region:
         span: part of the steps in which its prompt acts, from 0.0 to 1.0; outside of it the base prompt does.
         guidance: classifier-free guidance in its area; None: the scene's.
         seed_offset: its area's start noise is that of the picture's seed plus this.
+        condition_weights: factors on the weights of the scene's conditions in its area, in their order, the pose's
+            behind them; 1 for those that are not there.
         tokens: concept tokens it is about; none: those in its prompt.
     """
 
@@ -109,6 +111,7 @@ class Region:
     span: tuple[float, float] = (0.0, 1.0)
     guidance: float | None = None
     seed_offset: int = 0
+    condition_weights: tuple[float, ...] = ()
     tokens: tuple[str, ...] = ()
 
 

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
 from PIL import Image
 
 from mixshow.models import PromptReading
-from mixshow.sampling.areas import Scaled
+from mixshow.sampling.areas import Mask, Scaled
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
 from mixshow.sampling.hires import SecondPass
 from mixshow.sampling.isolation import Isolation
@@ -20,17 +21,41 @@ from mixshow.sampling.regions import Edges, Region
 
 @dataclasses.dataclass(frozen=True)
 class PoseGuide:
-    """A condition picture for an adapter.
+    """A condition picture for an adapter or a ControlNet.
 
     Attributes:
         picture: of the scene's size.
-        weight: factor on the adapter's features.
+        weight: factor on what it adds.
         span: part of the steps in which they count, from 0.0 to 1.0.
+        control_type: of a union ControlNet that reads it, the number of poses.
     """
 
     picture: Image.Image
     weight: float = 1.0
     span: tuple[float, float] = (0.0, 1.0)
+    control_type: int | None = None
+
+
+ConditionReader = T2IAdapter | ControlNetModel | ControlNetUnionModel
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionPicture:
+    """A picture that guides the layout, for an adapter or a ControlNet.
+
+    Attributes:
+        picture: of the scene's size.
+        weight: factor on what it adds.
+        span: part of the steps in which it counts, from 0.0 to 1.0.
+        mask: where it counts; None: everywhere.
+        control_type: of union ControlNets, which kind of picture it is.
+    """
+
+    picture: Image.Image
+    weight: float = 1.0
+    span: tuple[float, float] = (0.0, 1.0)
+    mask: Mask | None = None
+    control_type: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +71,7 @@ class Scene:
         size: (width, height) in pixels; None, the base's native square, only without regions and pose.
         regions: parts of the picture with their own prompts.
         pose: layout guide, or None.
+        conditions: further ones; what all of them add is summed.
         edges: how boxes end inside coarse positions.
         isolation: keeps regions apart in self-attention; None: they see each other.
         guard: regions' concept tokens are attended to from their regions only.
@@ -61,6 +87,7 @@ class Scene:
     negative_prompt: str = ""
     regions: tuple[Region, ...] = ()
     pose: PoseGuide | None = None
+    conditions: tuple[ConditionPicture, ...] = ()
     edges: Edges = Edges.HARD
     base_prompt: str | None = None
     background_prompt: str | None = None
@@ -78,8 +105,8 @@ class Scene:
     start: StartPicture | None = None
 
     def __post_init__(self) -> None:
-        if self.size is None and (self.regions or self.pose):
-            raise ValueError("a scene with regions or a pose needs a size")
+        if self.size is None and (self.regions or self.pose or self.conditions):
+            raise ValueError("a scene with regions, a pose or conditions needs a size")
 
     def scaled(self, size: tuple[int, int]) -> Scene:
         """The same scene in a picture of another size, of one pass."""
@@ -90,7 +117,11 @@ class Scene:
         pose = self.pose
         if pose is not None:
             pose = dataclasses.replace(pose, picture=pose.picture.resize(size, Image.Resampling.BILINEAR))
-        return dataclasses.replace(scene, regions=tuple(regions), pose=pose)
+        conditions = [
+            dataclasses.replace(each, picture=each.picture.resize(size, Image.Resampling.BILINEAR))
+            for each in self.conditions
+        ]
+        return dataclasses.replace(scene, regions=tuple(regions), pose=pose, conditions=tuple(conditions))
 
     @property
     def prompts(self) -> list[str]:

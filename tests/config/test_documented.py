@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mixshow.config.condition import ConditionOptions
 from mixshow.config.isolation import IsolateOptions
 from mixshow.config.load import Section
 from mixshow.config.passes import HiresOptions, ImageOptions
@@ -19,7 +20,8 @@ NAMED = {word for span in re.findall(r"`([^`]+)`", TEXT) for word in re.findall(
 
 
 @pytest.mark.parametrize(
-    "section", [SceneOptions, RegionOptions, NetworkOptions, IsolateOptions, ImageOptions, HiresOptions]
+    "section",
+    [SceneOptions, RegionOptions, NetworkOptions, IsolateOptions, ImageOptions, HiresOptions, ConditionOptions],
 )
 def test_every_option_is_documented(section: type[Section]) -> None:
     missing = [field.name for field in dataclasses.fields(section) if field.name.removesuffix("_") not in NAMED]

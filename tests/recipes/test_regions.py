@@ -126,7 +126,7 @@ def test_a_concept_directed_to_a_region_over_everything_is_attached(
         ),
         (
             {"regions": [{"from": "attention", "prompt": PIP, "guidance": 3}]},
-            ["from: expected no seed_offset and no guidance"],
+            ["from: expected no seed_offset, guidance or condition_weights"],
         ),
         (
             {"regions": [{"from": "attention", "prompt": PIP, "after": 9}]},

@@ -401,7 +401,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model is loaded")
 
     monkeypatch.setattr("mixshow.recipes.compose.load_base", fail)
-    monkeypatch.setattr("mixshow.recipes.compose.load_adapter", fail)
+    monkeypatch.setattr("mixshow.recipes.conditions.load_adapter", fail)
 
 
 @pytest.mark.usefixtures("no_model")

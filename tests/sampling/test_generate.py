@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from mixshow.core.errors import MixshowError
-from mixshow.models import Base, make_scheduler, prompt_states
+from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
 from mixshow.sampling.conditions import Condition, adapter_condition
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import sample, start_noise
+from mixshow.sampling.guide import UNetInput
 from mixshow.sampling.precision import Precision
 from tests.tiny import tiny_adapter
 
@@ -55,8 +56,10 @@ def test_adapter_weight_and_span(tiny: Base) -> None:
     whole = adapter_condition(adapter, [picture])
     assert not torch.equal(run(tiny, [0, 1], condition=whole), without)
     first_half = Condition(whole.features, span=(0.0, 0.5))
-    assert [first_half.features_at(step, 4, 2) is not None for step in range(4)] == [True, True, False, False]
-    assert whole.features_at(3, 4, 2) is not None
+    latents = torch.zeros(2, 4, 8, 8)
+    steps = [UNetInput(latents, torch.tensor(0), PromptStates(latents), step, 4) for step in range(4)]
+    assert [bool(first_half.for_unet(step)) for step in steps] == [True, True, False, False]
+    assert whole.for_unet(steps[3])
 
 
 def test_each_picture_of_a_batch_has_its_own_pose(tiny: Base) -> None:
