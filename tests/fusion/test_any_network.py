@@ -16,7 +16,7 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.formats import named_by, read_network_concept
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection, key_value_statistics
-from mixshow.fusion.fuse import Objective, fuse, same_for_all_stages
+from mixshow.fusion.fuse import Objective, fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
@@ -147,7 +147,7 @@ def test_every_kind_of_base(each_base: Base, tmp_path: Path) -> None:
     toy = named_by(read_network_concept(tmp_path / "a.safetensors", each_base), "red toy", each_base)
     members = [Member(cat), Member(toy)]
     few = Collection(text_prompts=("a {concept}",), picture_prompts=("{concept}",), steps=1)
-    fusion = fuse(each_base, members, few, Objective(ridge=1e-6), same_for_all_stages(Exact()))
+    fusion = fuse(each_base, members, few, Objective(ridge=1e-6), dict.fromkeys(Stage, Exact()))
     held_out = HeldOut(each_base, members, HeldOutPlan(["a {concept}"], ["a boy"], steps=1))
     fused, attachment = fusion.attach(each_base)
     with attachment:
