@@ -9,60 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from mixshow.cli.main import main
-from mixshow.cli.sample import parse_network
-from mixshow.config.seeds import parse_seeds
-from mixshow.core.errors import MixshowError
-from mixshow.core.files import write_safetensors
 from mixshow.core.seeding import derived_seed
-from mixshow.edlora.concept import Concept, save_concept
-from mixshow.lycoris import create_network
+from mixshow.edlora.concept import save_concept
 from mixshow.models import Base
-from mixshow.sampling.pictures import picture_grid, read_about
-from tests.tiny import tiny_adapter, tiny_concept
+from mixshow.sampling.pictures import read_about
+from tests.sampling.scenes import PERSON, same
+from tests.tiny import tiny_concept
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "compose"
-PERSON = [[20 + 3 * i, 10 + 2 * i] for i in range(18)]
-
-
-@pytest.fixture(scope="module")
-def adapter_folder(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapter")
-    tiny_adapter(tiny).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def scene(tiny_folder: Path, adapter_folder: Path, tmp_path: Path) -> dict:
-    """A small scene that works."""
-    return {
-        "model": str(tiny_folder),
-        "size": [128, 64],
-        "prompt": "a picture of the beach",
-        "pose": {"people": [PERSON], "adapter": str(adapter_folder)},
-        "regions": [{"box": [0, 0, 0.5, 1], "prompt": "a boy"}, {"box": [0.5, 0, 1, 1], "prompt": "a girl"}],
-        "steps": 2,
-        "guidance": 3,
-        "output": str(tmp_path / "scene.png"),
-    }
-
-
-@pytest.fixture
-def compose(tmp_path: Path) -> Callable[..., int]:
-    def run(scene: dict, *overrides: str) -> int:
-        path = tmp_path / "scene.yml"
-        path.write_text(yaml.safe_dump(scene))
-        return main(["compose", str(path), *overrides])
-
-    return run
-
-
-def same(first: Path, second: Path) -> bool:
-    return np.array_equal(np.asarray(Image.open(first)), np.asarray(Image.open(second)))
 
 
 def test_a_picture_is_made_again_from_itself(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
@@ -298,178 +256,6 @@ def test_pictures_without_a_scene_are_explained(tmp_path: Path, capsys: pytest.C
     Image.new("RGB", (8, 8)).save(picture)
     assert main(["compose", str(picture)]) == 2
     assert "no scene in its metadata" in capsys.readouterr().err
-
-
-def test_sample_with_a_concept_file(tiny: Base, tiny_folder: Path, tmp_path: Path) -> None:
-    concept = tmp_path / "pip.safetensors"
-    save_concept(tiny_concept(tiny, "pip"), concept)
-    command = ["sample", "a <pip1> <pip2>", "steps=2", "--model", str(tiny_folder), "--concept", str(concept)]
-    assert main([*command, "--seeds", "0-1", "--out", str(tmp_path / "a.png")]) == 0
-    assert main([*command, "--strength", "0", "--out", str(tmp_path / "b.png")]) == 0
-    assert (tmp_path / "a_grid.png").is_file()
-    assert not same(tmp_path / "a_seed0.png", tmp_path / "b.png")
-    assert main(["compose", str(tmp_path / "a_seed0.png")]) == 0
-    assert same(tmp_path / "a_seed0.png", tmp_path / "a_seed0_again.png")
-
-
-def test_sample_s_mistakes(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    command = ["sample", "a <pip1>", "--model", str(tiny_folder), "--out", str(tmp_path / "a.png")]
-    assert main([*command, "--seeds", "3-x"]) == 2
-    assert main([*command, "--strength", "1"]) == 2
-    assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "--seeds" in said and "strengths: expected one per concept" in said and "<pip1> is no concept token" in said
-
-
-@pytest.fixture(scope="module")
-def network_files(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A strong LoKr on the attention of both models, and DoRA with alpha != rank on some of the UNet's layers."""
-    folder = tmp_path_factory.mktemp("networks")
-    generator = torch.Generator().manual_seed(0)
-    paths = []
-    for name, settings in {
-        "one": {"algo": "lokr", "preset": "attn-only", "factor": 4, "dim": 2},
-        "two=2": {"preset": "unet-transformer-only", "dim": 2, "alpha": 3.0, "weight_decompose": True},
-    }.items():
-        network = create_network(tiny.models, generator=generator, **settings)
-        for parameter in network.parameters():
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-        paths.append(folder / f"{name}.safetensors")
-        network.save(paths[-1])
-    return paths
-
-
-def difference(first: Path, second: Path) -> int:
-    pictures = [np.asarray(Image.open(path)).astype(int) for path in (first, second)]
-    return int(np.abs(pictures[0] - pictures[1]).max())
-
-
-def test_sample_with_networks(tiny: Base, tiny_folder: Path, network_files: list[Path], tmp_path: Path) -> None:
-    save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
-    first, second = network_files
-    command = ["sample", "a <pip1> <pip2>", "steps=2", "precision=fp32", "--model", str(tiny_folder)]
-    command += ["--concept", str(tmp_path / "pip.safetensors")]
-    both = ["--network", f"{first}=0.8", "--network", str(second)]
-
-    def picture(name: str, *arguments: str) -> Path:
-        assert main([*command, *arguments, "--out", str(tmp_path / name)]) == 0
-        return tmp_path / name
-
-    plain, attached, merged = picture("plain.png"), picture("both.png", *both), picture("merged.png", *both, "--merge")
-    alone = picture("alone.png", "--network", f"{first}=0.8", "--network", f"{second}=0")
-    assert difference(plain, alone) > 8 and difference(alone, attached) > 8
-    assert difference(attached, merged) <= 1  # sums in another order
-    about = read_about(merged)["scene"]
-    assert about["merge_networks"] and [entry["strength"] for entry in about["networks"]] == [0.8, 1.0]
-    assert main(["compose", str(merged)]) == 0
-    assert same(merged, tmp_path / "merged_again.png")
-
-
-def test_networks_that_do_not_fit_are_all_named(
-    tiny: Base, tiny_folder: Path, network_files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    command = ["sample", "a boy", "--model", str(tiny_folder), "--out", str(tmp_path / "a.png")]
-    assert main([*command, "--network", "nowhere.safetensors=0.5", "--network", "lost.safetensors"]) == 2
-    said = capsys.readouterr().err
-    assert "networks[0].file: no such network file: nowhere.safetensors\n" in said and "networks[1].file" in said
-    assert main([*command, "--network", f"{network_files[0]}=much"]) == 2
-    assert "expected FILE or FILE=STRENGTH" in capsys.readouterr().err
-    assert main([*command, "--network", f"{network_files[0]}=nan"]) == 2
-    assert "networks[0].strength: expected a number" in capsys.readouterr().err
-    write_safetensors(tmp_path / "other.safetensors", {"lora_unet_gone.diff": torch.zeros(1)})
-    save_concept(Concept({"<a>": torch.zeros(1, 1)}, {}), tmp_path / "bare.safetensors")
-    assert main([*command, *(f"--network={tmp_path / name}.safetensors" for name in ("other", "bare"))]) == 2
-    said = capsys.readouterr().err
-    assert "networks[0]: " in said and "'lora_unet_gone' names no module" in said
-    assert "networks[1]: " in said and "found none" in said
-    assert not list(tmp_path.glob("*.png"))
-
-
-def test_networks_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_network("a.safetensors") == {"file": "a.safetensors"}
-    assert parse_network("rate=3/a.safetensors=-0.5") == {"file": "rate=3/a.safetensors", "strength": -0.5}
-    (tmp_path / "b=best.safetensors").touch()
-    monkeypatch.chdir(tmp_path)
-    assert parse_network("b=best.safetensors") == {"file": "b=best.safetensors"}
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading a model is an error."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise AssertionError("a model is loaded")
-
-    monkeypatch.setattr("mixshow.recipes.compose.load_base", fail)
-    monkeypatch.setattr("mixshow.recipes.conditions.load_adapter", fail)
-
-
-@pytest.mark.usefixtures("no_model")
-def test_a_scene_is_checked_without_its_model(
-    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert compose(scene, "--check") == 0
-    assert "nothing found to be wrong" in capsys.readouterr().err
-    scene |= {"size": [100, 64], "prompt": "a <pop1>"}
-    assert compose(scene, "--check") == 2
-    said = capsys.readouterr().err
-    assert "width: expected a multiple of 64" in said and "<pop1> is no concept token" in said
-    wrong = {"device": "abacus", "scheduler": "DDIM", "scheduler_options": {"eta_max": 1}, "concepts": ["lost.pth"]}
-    assert compose(scene | wrong, "--check") == 2
-    said = capsys.readouterr().err
-    assert "device: expected" in said and "'eta_max'" in said and "concepts[0]: lost.pth" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["scene.yml"]
-
-
-@pytest.mark.usefixtures("no_model")
-def test_concept_tokens_are_checked_without_the_model(
-    tiny: Base, compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    save_concept(tiny_concept(tiny, "pip"), tmp_path / "pip.safetensors")
-    scene |= {"concepts": [str(tmp_path / "pip.safetensors")], "prompt": "a <pip1> <pip2>"}
-    assert compose(scene, "--check") == 0
-    assert compose(scene, "--check", "prompt=a <pip3>") == 2
-    assert "<pip3> is no concept token of model" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("no_model")
-def test_a_preview_needs_no_model(
-    compose: Callable[..., int], scene: dict, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    scene["model"] = "./nowhere"
-    assert compose(scene, "--preview") == 0
-    assert Image.open(tmp_path / "scene_preview.png").width == 512
-    assert compose({"prompt": "a boy", "output": scene["output"]}, "--preview") == 2
-    assert "found nothing to preview" in capsys.readouterr().err
-    scene["regions"][0]["box"] = [0, 0, 900, 9]
-    assert compose(scene, "--preview") == 2
-    assert "regions[0].box" in capsys.readouterr().err
-
-
-def test_seed_ranges_make_a_picture_each(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
-    assert compose(scene, "seeds=2-4", "steps=1") == 0
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"scene_seed{seed}.png" for seed in (2, 3, 4)]
-    assert compose(scene | {"seeds": [7, "9-9"]}, "steps=1") == 0
-    assert read_about(tmp_path / "scene_seed9.png")["scene"]["seeds"] == [9]
-    assert compose(scene, "seeds=4-2") == 2
-    assert compose(scene, "seeds=[1,1]") == 2
-
-
-def test_seed_lists() -> None:
-    assert parse_seeds("1, 5,7-9") == [1, 5, 7, 8, 9]
-    assert parse_seeds(3) == [3]
-    assert parse_seeds([4, "0-2"]) == [4, 0, 1, 2]
-    with pytest.raises(MixshowError):
-        parse_seeds("5-3")
-
-
-def test_grids_have_room_for_every_picture() -> None:
-    images = [Image.new("RGB", (40, 20), (i, 0, 0)) for i in range(5)]
-    grid = picture_grid(images, 3, ["a label that is much too long"] * 5)
-    assert grid.width == 3 * 44 + 4
-    places = [(4 + 44 * (i % 3) + 20, grid.height * (1 + 2 * (i // 3)) // 4 + 8) for i in range(5)]
-    assert [grid.getpixel(place)[0] for place in places] == list(range(5))
-    assert picture_grid(images[:1], 3).size == (48, 28)
 
 
 def test_every_options_file_runs(
