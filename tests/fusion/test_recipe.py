@@ -218,6 +218,7 @@ def test_every_options_file_runs(file: Path, stage: Path, tiny_folder: Path) -> 
         f"base={tiny_folder}", "concepts=[{file: duck.safetensors}, {file: fox.pth}]", "output=fused",
         "statistics.steps=1", "statistics.text_prompts=['a {concept}']", "statistics.picture_prompts=['{concept}']",
         "statistics.width=64", "statistics.height=64", "anchor.captions=['a dog']", "report.heldout=false",
+        "refine.steps=3", "refine.rounds=2", "refine.prompts=['a {concept}']",
     ]  # fmt: skip
     assert main(["fuse", str(file), *fast]) == 0
     assert (stage / "fused" / "fusion_report.json").exists()
