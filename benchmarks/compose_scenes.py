@@ -34,6 +34,7 @@ from mixshow.config.scene import SceneOptions
 from mixshow.core.files import read_json, write_json
 from mixshow.evaluation.interval import Share
 from mixshow.evaluation.page import markdown_table
+from mixshow.evaluation.seams import seam
 from mixshow.models import Base, load_base
 from mixshow.models.base import read_vocabulary
 from mixshow.puppets.backgrounds import BACKGROUNDS, PLACES
@@ -56,7 +57,6 @@ WAYS: dict[str, Mapping[str, Any]] = {
 DRAWN = "drawn"
 SEED, GUIDANCE, POSED = 90_001, 5.0, 0.3
 FEWEST = 2
-NEAR, AWAY = 8, 16  # pixels: what a seam is measured over, and how far the lines are that it is compared with
 EMPTY = 0.1  # a window of which the characters' parts cover no more is between them
 Box = tuple[int, int, int, int]
 
@@ -212,29 +212,6 @@ def windows_between(parts: Sequence[Box]) -> list[Box]:
     lefts = range(0, WIDE[0] - width + 1, max(1, width // 2))
     windows = [(left, WIDE[1] - height, left + width, WIDE[1]) for left in lefts]
     return [box for box in windows if taken[box[1] : box[3], box[0] : box[2]].mean() <= EMPTY]
-
-
-def seam(picture: Image.Image, boxes: Sequence[Box]) -> float | None:
-    """See the module's text; None without borders that have enough picture on both sides."""
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float64)
-    found = []
-    for left, top, right, bottom in boxes:
-        found += [relative_step(pixels[top:bottom], x) for x in (left, right)]
-        found += [relative_step(pixels[:, left:right].swapaxes(0, 1), y) for y in (top, bottom)]
-    values = [value for value in found if value is not None]
-    return statistics.mean(values) if values else None
-
-
-def relative_step(pixels: np.ndarray, border: int) -> float | None:
-    """The change of colour across a column of a picture, relative to that across the parallels beside it."""
-    lines = [border - AWAY, border, border + AWAY]
-    if lines[0] < NEAR or lines[2] > pixels.shape[1] - NEAR:
-        return None
-    before, here, behind = (
-        np.abs(pixels[:, line - NEAR : line].mean(1) - pixels[:, line : line + NEAR].mean(1)).mean() for line in lines
-    )
-    beside = (before + behind) / 2
-    return float(here / beside) if beside > 0 else None
 
 
 def report(records: Sequence[Mapping[str, Any]]) -> str:

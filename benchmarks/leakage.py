@@ -7,9 +7,8 @@ every setting gets the same ones with the same seeds. "named": the scene's promp
 guard has something to do; "ratio": regions give part of their attention to that prompt besides.
 
 Right: regions in which the judge sees their character. Wrong: regions in which it sees another one. Gained, lost:
-regions right with a setting and not with "off", and the other way round. Seams: the mean absolute difference of pixels
-on the two sides of a border between regions, as far apart as one latent position, over the same difference beside the
-border, two positions away; a border that does not show has about 1.
+regions right with a setting and not with "off", and the other way round. Seams: how much pictures change across
+the borders of regions, as a multiple of the change beside them (`mixshow/evaluation/seams.py`).
 
 Stopped, it goes on where it was; what is done is not done again, and `--report` prints what there is.
 """
@@ -18,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -35,6 +32,7 @@ from mixshow.core.progress import log
 from mixshow.edlora.concept import Concept
 from mixshow.evaluation.interval import share_of
 from mixshow.evaluation.page import markdown_table
+from mixshow.evaluation.seams import seam
 from mixshow.models.base import Base, load_base
 from mixshow.puppets.backgrounds import PLACES
 from mixshow.puppets.cast import CAST
@@ -98,7 +96,7 @@ def run(
             pictures = compose(base, scene, seeds=seeds, adapter=adapter, batch_size=len(seeds))
             for seed, picture in zip(seeds, pictures):
                 save_picture(picture, path.with_name(f"{path.stem}_seed{seed}.png"))
-            write_json(path, judged(judge, staged, pictures, base.topology.latent_factor))
+            write_json(path, judged(judge, staged, pictures))
             log.info("%s: %s", staged.name, setting)
 
 
@@ -143,38 +141,14 @@ def scene_of(
     return scene
 
 
-def judged(judge: Judge, staged: StagedScene, pictures: Sequence[Image.Image], apart: int) -> dict[str, Any]:
+def judged(judge: Judge, staged: StagedScene, pictures: Sequence[Image.Image]) -> dict[str, Any]:
     """What the judge sees in every region of every picture, and every picture's seams."""
     crops = [picture.convert("RGB").crop(box) for picture in pictures for box in staged.boxes]
     return {
         "expected": list(staged.cast) * len(pictures),
         "seen": judge.identities(crops),
-        "seams": [seam(np.asarray(picture.convert("RGB"), dtype=float), staged.boxes, apart) for picture in pictures],
+        "seams": [seam(picture, staged.boxes) for picture in pictures],
     }
-
-
-def seam(pixels: np.ndarray, boxes: Sequence[Sequence[int]], apart: int) -> float:
-    """How much more pixels differ across the borders of boxes than beside them.
-
-    Args:
-        pixels: `[height, width, 3]`.
-        boxes: `(left, top, right, bottom)` in pixels; borders at the picture's own are none.
-        apart: distance of the pixels that are compared; beside a border is twice as far away.
-    """
-    across: list[float] = []
-    beside: list[float] = []
-    for upright in (True, False):
-        image = pixels if upright else pixels.transpose(1, 0, 2)
-        steps = np.abs(image[:, apart:] - image[:, :-apart]).mean(-1)  # steps[:, i]: between i and i + apart
-        for box in boxes:
-            left, top, right, bottom = box if upright else (box[1], box[0], box[3], box[2])
-            for border in (left, right):
-                own = border - apart // 2
-                near = [place for place in (own - 2 * apart, own + 2 * apart) if 0 <= place < steps.shape[1]]
-                if 0 <= own < steps.shape[1] and near:
-                    across.append(float(steps[top:bottom, own].mean()))
-                    beside.append(float(steps[top:bottom, near].mean()))
-    return sum(across) / max(sum(beside), _NOTHING) if across else math.nan
 
 
 def report(scenes: Sequence[StagedScene], settings: Sequence[str], output: Path) -> str:
@@ -193,7 +167,7 @@ def row_of(setting: str, scenes: Mapping[str, Any], plain: Mapping[str, Any]) ->
     shared = sorted(scenes.keys() & plain.keys())
     now, before = (outcomes({name: kind[name] for name in shared})[0] for kind in (scenes, plain))
     gained, lost = (sum(a and not b for a, b in zip(*pair)) for pair in ((now, before), (before, now)))
-    seams = [value for scene in scenes.values() for value in scene["seams"]]
+    seams = [value for scene in scenes.values() for value in scene["seams"] if value is not None]
     return [setting, share_of(right), share_of(wrong), f"{gained}, {lost}", mean_text(seams)]
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from mixshow.core.errors import MixshowError, OptionsError, did_you_mean
+from mixshow.core.errors import MixshowError, OptionsError, did_you_mean, first_line
 from mixshow.core.files import write_text
 
 _MISSING = object()
@@ -76,7 +76,7 @@ def load(
             _override(merged, text)
         plain = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise OptionsError(str(path), [_first_line(error)]) from error
+        raise OptionsError(str(path), [first_line(error)]) from error
     assert isinstance(plain, dict)
     return build(schema, {str(key): value for key, value in plain.items()}, str(path))
 
@@ -98,7 +98,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1} column {mark.column + 1}" if mark else ""
         raise MixshowError(
-            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or _first_line(error)}"
+            f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or first_line(error)}"
         ) from error
     if not isinstance(contents, dict):
         raise MixshowError(f"{path}: expected a mapping of options, found {_describe(contents)}")
@@ -149,7 +149,7 @@ def _checked(overrides: Sequence[str]) -> Sequence[str]:
             OmegaConf.from_dotlist([text])
         except YAMLError as error:
             raise MixshowError(
-                f"override '{text}': not valid YAML: {getattr(error, 'problem', None) or _first_line(error)}; a value "
+                f"override '{text}': not valid YAML: {getattr(error, 'problem', None) or first_line(error)}; a value "
                 "such as '[{file: a.safetensors}]' has a space behind every colon and stands in quotes in a shell"
             ) from error
     return overrides
@@ -160,13 +160,9 @@ def _override(contents: DictConfig, text: str) -> None:
         contents.merge_with_dotlist([text])
     except (OmegaConfBaseException, LookupError, TypeError, ValueError) as error:
         raise MixshowError(
-            f"override '{text}': expected an option of the file ({_first_line(error)}); entries of a list go by their "
+            f"override '{text}': expected an option of the file ({first_line(error)}); entries of a list go by their "
             "number from 0, such as regions[0].prompt"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _section(schema: type[SectionType], contents: Any, where: str, problems: list[str]) -> SectionType:

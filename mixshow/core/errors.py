@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class MixshowError(Exception):
@@ -31,3 +32,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def explained(expectation: str) -> Iterator[None]:
+    """Turn whatever error loaders raise within the block (hub, safetensors, json, model classes) into one line.
+
+    Args:
+        expectation: of what, and what was expected; the error's own first line stands behind it in brackets.
+    """
+    try:
+        yield
+    except MixshowError:
+        raise
+    except Exception as error:
+        raise MixshowError(f"{expectation} ({first_line(error)})") from error

@@ -5,9 +5,8 @@ Stable Diffusion 1.x, 2.x and XL, loaded from a hub id, a diffusers folder or a 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, explained
 from mixshow.core.files import folder_written_atomically, link_or_copy, read_json, write_json
 from mixshow.models.checkpoint import open_checkpoint
 from mixshow.models.checkpoint_write import write_checkpoint
@@ -147,11 +146,11 @@ def load_base(
             unreadable.
     """
     place = place_of(source)
-    with explained(str(source)):
+    with explained(not_loaded(str(source))):
         file = open_checkpoint(Path(place)) if Path(place).is_file() else None
         parts = folder_parts(place, dtype) if file is None else file.parts(dtype)
     xl = "text_encoder_2" in parts
-    with explained(str(vae or source)):
+    with explained(not_loaded(str(vae or source))):
         autoencoder = _read_vae(place_of(vae or source), dtype, xl) if vae or file is None else file.vae(dtype, xl=xl)
     base = Base(vae=autoencoder, vocabulary=read_vocabulary(place), source=str(source), **parts)
     if file is not None and (embeddings := file.concept_embeddings()):
@@ -259,16 +258,8 @@ def read_vocabulary(place: str) -> ConceptVocabulary:
     return ConceptVocabulary.from_config(read_json(file), str(file)) if file.is_file() else ConceptVocabulary()
 
 
-@contextlib.contextmanager
-def explained(source: str) -> Iterator[None]:
-    """Turn the loaders' many errors into one line."""
-    try:
-        yield
-    except Exception as error:  # the hub, safetensors, json and the model classes each raise their own kinds
-        if isinstance(error, MixshowError):
-            raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixshowError(f"base '{source}': cannot be loaded as a diffusers model ({first_line})") from error
+def not_loaded(source: str) -> str:
+    return f"base '{source}': cannot be loaded as a diffusers model"
 
 
 def _read_vae(place: str, dtype: torch.dtype, xl: bool) -> AutoencoderKL:

@@ -9,9 +9,9 @@ from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, explained
 from mixshow.core.files import holds_pickle, read_safetensors_shapes
-from mixshow.models.base import explained, place_of, read_vocabulary
+from mixshow.models.base import not_loaded, place_of, read_vocabulary
 from mixshow.models.checkpoint import EMBEDDINGS
 from mixshow.models.checkpoint_shapes import family_of, naming_what_is_missing, unet_config, vae_config
 from mixshow.models.kinds import kind_problem
@@ -69,7 +69,7 @@ _Configuration = Mapping[str, Any] | None
 
 def _configurations(place: str, source: str, *, unet: bool = True) -> tuple[_Configuration, _Configuration]:
     """Of UNet and autoencoder; None where they are not known."""
-    with explained(source):
+    with explained(not_loaded(source)):
         if not Path(place).is_file():
             shape = UNet2DConditionModel.load_config(place, subfolder="unet") if unet else None
             try:

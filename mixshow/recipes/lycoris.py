@@ -14,7 +14,7 @@ import transformers
 import yaml
 from torch import nn
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, first_line
 from mixshow.evaluation.page import markdown_table
 from mixshow.lycoris import create_network
 from mixshow.lycoris.blocks import BlockLayout
@@ -165,8 +165,7 @@ def outline(source: str | Path) -> dict[str, nn.Module]:
             unet = diffusers.UNet2DConditionModel
             models["unet"] = unet.from_config(unet.load_config(place, subfolder="unet"))
     except Exception as error:  # the hub, json and the model classes each raise their own kinds
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixshowError(f"model '{source}': its shape cannot be read ({first_line})") from error
+        raise MixshowError(f"model '{source}': its shape cannot be read ({first_line(error)})") from error
     return models
 
 

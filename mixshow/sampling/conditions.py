@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from diffusers import T2IAdapter
 from PIL import Image
 from torch import Tensor
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, explained
 from mixshow.models import Base
 from mixshow.models.base import BUILT_IN, built_in_folder, source_problem
 from mixshow.sampling.guide import UNetInput, Weight, weighed
@@ -59,7 +58,7 @@ def load_adapter(source: str | Path, base: Base) -> T2IAdapter:
         MixshowError: there is no such adapter, or it is of other widths than the base.
     """
     check_adapter(source, base.unet.config, base.source)
-    with _explained(source):
+    with explained(_expectation(source)):
         adapter = T2IAdapter.from_pretrained(_place(source), torch_dtype=base.unet.dtype)
     return adapter.to(base.device).eval().requires_grad_(False)
 
@@ -77,7 +76,7 @@ def check_adapter(source: str | Path, unet: Mapping[str, Any], model: str) -> No
     problem = adapter_problem(source)
     if problem:
         raise MixshowError(f"adapter: {problem}")
-    with _explained(source):
+    with explained(_expectation(source)):
         config = T2IAdapter.load_config(_place(source))
         found = tuple(config["channels"])
     expected = tuple(unet["block_out_channels"])
@@ -97,19 +96,12 @@ def adapter_problem(source: str | Path) -> str | None:
     return source_problem(source)
 
 
+def _expectation(source: str | Path) -> str:
+    return f"adapter '{source}': expected '{BUILT_IN}', a folder or a hub id of a T2I-Adapter"
+
+
 def _place(source: str | Path) -> str:
     return str(built_in_folder("adapter") if str(source) == BUILT_IN else Path(source).expanduser())
-
-
-@contextlib.contextmanager
-def _explained(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub, safetensors, json and the class each raise their own kinds
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixshowError(
-            f"adapter '{source}': expected '{BUILT_IN}', a folder or a hub id of a T2I-Adapter ({first_line})"
-        ) from error
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ the UNet's first ones, in the same order, so layer l of either reads the same sl
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel
 from PIL import Image
 from torch import Tensor
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, explained
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.models import Base
 from mixshow.models.base import source_problem
@@ -104,7 +103,7 @@ def load_controlnet(
         MixshowError: there is no such ControlNet, or it does not fit the base.
     """
     union = check_controlnet(source, base.unet.config, base.source, control_type)
-    with _explained(source):
+    with explained(_expectation(source)):
         kind = ControlNetUnionModel if union else ControlNetModel
         net = kind.from_pretrained(str(Path(source).expanduser()), torch_dtype=base.unet.dtype)
     return net.to(base.device).eval().requires_grad_(False)
@@ -127,7 +126,7 @@ def check_controlnet(source: str | Path, unet: Mapping[str, Any], model: str, co
     problem = controlnet_problem(source)
     if problem:
         raise MixshowError(f"controlnet: {problem}")
-    with _explained(source):
+    with explained(_expectation(source)):
         config = ControlNetModel.load_config(str(Path(source).expanduser()))
     if "Control" not in config.get("_class_name", ""):
         raise MixshowError(f"controlnet '{source}': expected a ControlNet, found {config.get('_class_name')}")
@@ -166,12 +165,5 @@ def _behind_zeros(residual: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(residual), residual])
 
 
-@contextlib.contextmanager
-def _explained(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub, safetensors, json and the class each raise their own kinds
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixshowError(
-            f"controlnet '{source}': expected a folder or a hub id of a ControlNet ({first_line})"
-        ) from error
+def _expectation(source: str | Path) -> str:
+    return f"controlnet '{source}': expected a folder or a hub id of a ControlNet"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, explained
 from mixshow.core.optional import optional_import
 from mixshow.sampling.joints import POINTS
 
@@ -46,13 +46,8 @@ def load_detector(name: str = "openpose", model: str | None = None, device: torc
     problem = detector_problem(name, model)
     if problem:
         raise MixshowError(problem)
-    try:
+    with explained(f"detector '{name}': its weights could not be loaded"):
         return _openpose(model, device) if name == "openpose" else _dwpose(model, device)
-    except MixshowError:
-        raise
-    except Exception as error:  # the hub, pickles and mmengine each raise their own kinds
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixshowError(f"detector '{name}': its weights could not be loaded ({first_line})") from error
 
 
 def detector_problem(name: str, model: str | None) -> str | None:

@@ -1,31 +1,13 @@
-"""What the benchmark of scenes measures with: seams, windows between characters, and scenes that are the same again."""
+"""What the benchmark of scenes measures with: windows between characters, and scenes that are the same again."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
-import pytest
-from PIL import Image
-
-from benchmarks.compose_scenes import FEWEST, report, seam, staged, windows_between
+from benchmarks.compose_scenes import FEWEST, report, staged, windows_between
 from mixshow.puppets.cast import CAST
-from mixshow.puppets.world import WIDE
 
 NAMES = list(CAST)[:5]
-
-
-def ramp(jump: int = 0, at: int = 100) -> Image.Image:
-    """A picture that gets brighter by 1 every 2 pixels, and at one place by more."""
-    row = np.arange(WIDE[0]) // 2 + np.where(np.arange(WIDE[0]) >= at, jump, 0)
-    return Image.fromarray(np.repeat(row[None].astype(np.uint8), WIDE[1], axis=0)).convert("RGB")
-
-
-def test_a_seam_is_a_step_beyond_what_lies_beside_it() -> None:
-    box = (100, 0, WIDE[0], WIDE[1])
-    assert seam(ramp(), [box]) == pytest.approx(1.0)
-    assert seam(ramp(jump=8), [box]) == pytest.approx(3.0)  # 4 levels between the means, and 8 more
-    assert seam(ramp(jump=8), [(0, 0, *WIDE)]) is None  # the picture's own border
 
 
 def test_scenes_are_the_same_again_and_some_boxes_overlap() -> None:
