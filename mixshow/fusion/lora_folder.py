@@ -113,7 +113,8 @@ def kohya_tensors(layers: Mapping[str, Layer], factors: Mapping[str, Factors]) -
 def diffusers_tensors(layers: Mapping[str, Layer], factors: Mapping[str, Factors]) -> dict[str, Tensor]:
     """The tensors of a LoRA file in diffusers' names (PEFT's form); both arguments by module path.
 
-    These files have no alpha, and readers take the most frequent rank for it: all get one rank, filled up with zeros.
+    These files have no alpha; readers take each layer's rank for it, or the most frequent one: all get one rank,
+    filled up with zeros, so that both are the same.
     """
     most = _largest_rank(factors)
     found: dict[str, Tensor] = {}
