@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mixshow.core.errors import MixshowError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -31,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Fuse."""
+    changes = {"add": arguments.add, "remove": arguments.remove, "reweight": arguments.reweight}
     if arguments.dry_run:
+        if any(changes.values()):
+            raise MixshowError(
+                "--dry-run: expected no --add, --remove or --reweight beside it, found one; solving again takes seconds"
+            )
         from mixshow.recipes.fuse_plan import plan_text
 
         print(plan_text(arguments.options, arguments.overrides))
@@ -39,7 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
     from mixshow.recipes.fuse import fuse
     from mixshow.recipes.fuse_again import fuse_again
 
-    changes = {"add": arguments.add, "remove": arguments.remove, "reweight": arguments.reweight}
     if any(changes.values()):
         fuse_again(arguments.options, arguments.overrides, **changes)
     else:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
-from mixshow.core.progress import progress_bar
+from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.fuse import Fusion
@@ -57,6 +57,9 @@ def distill(
     Returns:
         A fusion with full-rank changes in the UNet, unless the start was the best.
     """
+    if not _unet_weights(base, fusion):
+        log.info("no concept changes the UNet: nothing to distill")
+        return fusion
     start = fusion
     curriculum: Curriculum | None = None
     optimizer_state: dict[str, Any] | None = None

@@ -270,7 +270,8 @@ def keep_inputs(
         name = member.concept.text
         with member.in_place(base, own_stages) if through is None else through.in_place(base) as tuned:
             if prompts:
-                constraints.append(token_rows(tuned, layers, filled(prompts, name), member.concept.embeddings))
+                tokens = [token for token in member.concept.embeddings if token in name.split()]
+                constraints.append(token_rows(tuned, layers, filled(prompts, name), tokens))
                 continue
             samples.append(
                 sample_rows(

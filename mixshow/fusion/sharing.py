@@ -42,21 +42,26 @@ def summed(own: Statistics, processes: Processes, device: torch.device, kept_row
     if processes.count == 1:
         return own
     every = processes.gathered(_outlines(own))
-    first = next((each for each in every if each), {})
-    shared: dict[int, LayerInputs] = {}
-    for path, outline in first.items():
-        if outline.group in shared:
+    # A process without a picture has texts' layers only: what a layer is like, the first that has it says.
+    known: dict[str, tuple[int, _Outline]] = {}
+    for number, each in enumerate(every):
+        for path, outline in each.items():
+            known.setdefault(path, (number, outline))
+    shared: dict[tuple[int, int], LayerInputs] = {}
+    for path, (number, outline) in known.items():
+        group = number, outline.group
+        if group in shared:
             continue
         if outline.sampled:
             parts = [each for each in processes.gathered(own.get(path)) if isinstance(each, KeptRows)]
-            shared[outline.group] = joined_rows(parts, kept_rows, path)
+            shared[group] = joined_rows(parts, kept_rows, path, device)
             continue
         zeros = torch.zeros(outline.shape, dtype=torch.float64, device=device)
         moment = own[path].moment.clone() if path in own else zeros
         processes.add(moment)
-        rows = sum(each[path].rows for each in every if each)
-        shared[outline.group] = LayerStatistics(moment, rows, outline.resolution)
-    return {path: shared[outline.group] for path, outline in first.items()}
+        rows = sum(each[path].rows for each in every if path in each)
+        shared[group] = LayerStatistics(moment, rows, outline.resolution)
+    return {path: shared[number, outline.group] for path, (number, outline) in known.items()}
 
 
 def _outlines(statistics: Statistics) -> dict[str, _Outline]:
@@ -70,15 +75,15 @@ def _outlines(statistics: Statistics) -> dict[str, _Outline]:
     }  # fmt: skip
 
 
-def joined_rows(parts: Sequence[KeptRows], limit: int, name: str) -> KeptRows:
+def joined_rows(parts: Sequence[KeptRows], limit: int, name: str, device: torch.device) -> KeptRows:
     """A sample of what parts are samples of: all their rows, or of each as many as its share.
 
     Args:
         limit: most rows kept.
         name: of the layer, so that layers draw numbers of their own.
+        device: of the joined sample.
     """
     total = sum(part.rows for part in parts)
-    device = parts[0].kept.device
     if sum(len(part.kept) for part in parts) <= limit and all(len(part.kept) == part.rows for part in parts):
         return dataclasses.replace(parts[0], kept=torch.cat([part.kept.to(device) for part in parts]), rows=total)
     kept = []

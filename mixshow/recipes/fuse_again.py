@@ -57,10 +57,12 @@ def fuse_again(
     _check_kept(values, list(entries.values()), Path(place))
     values["concepts"] = [*entries.values(), *(_added(text) for text in add)]
     for section, changed in _AT_FIRST.items():
-        values[section] = {**values.get(section, {}), **changed}
+        if section != "statistics" or values.get("method", "solve") in SOLVING:
+            values[section] = {**values.get(section, {}), **changed}
     values["output"] = str(place)
-    if about["options"].get("refine", {}).get("method") == "distill" and not _refined(overrides):
-        log.info("solved anew without refining; refine.method=distill refines it as before")
+    before = about["options"].get("refine", {}).get("method", "none")
+    if before != "none" and not _refined(overrides):
+        log.info("solved anew without refining; refine.method=%s refines it as before", before)
     known = {Path(each["statistics"]) for each in (*entries.values(), values["anchor"]) if each.get("statistics")}
     return fuse_options(load(FuseOptions, str(place), overrides, values=values), str(place), known)
 
@@ -123,7 +125,7 @@ def _check_kept(values: dict[str, Any], entries: Sequence[dict[str, Any]], place
         problems.append("statistics.collect: progressive statistics depend on all concepts; fuse anew")
     anchor = values["anchor"] = dict(values.get("anchor", {}))
     needed = {f"concept {entry['file']}": entry for entry in entries}
-    if anchor.get("weight", 0) > 0:
+    if anchor.get("weight", 0) > 0 and values.get("method") != "subspace":
         needed["anchor"] = anchor
     for what, entry in needed.items():
         file = entry.get("statistics")

@@ -127,7 +127,7 @@ def collisions(members: Mapping[int, Member]) -> list[str]:
                     f"other tokens, for example tokens: '{_other_names(concept, i)}'"
                 )
             first.setdefault(token, i)
-        if not concept.embeddings and concept.text in first:
+        if concept.trigger and first.get(concept.text, i) != i:
             problems.append(
                 f"concepts[{i}]: trigger '{concept.text}' is also that of concepts[{first[concept.text]}], so that "
                 "prompts could not tell them apart; give one of them other words or an embedding"

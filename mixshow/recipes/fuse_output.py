@@ -53,9 +53,27 @@ def output_problems(base: Base | None, options: FuseOptions) -> list[str]:
         base: None where it could not be loaded.
     """
     problems = [*_full_rank_problems(options), *_place_problems(options)]
+    problems += _lost_statistics(options)
     if base is not None and is_single_file(options.output) and (problem := single_file_problem(base)):
         problems.append(f"output: {problem}")
     return problems
+
+
+def _lost_statistics(options: FuseOptions) -> list[str]:
+    """Files of statistics in the folder that the output replaces."""
+    if options.statistics.keep or isinstance(options.concepts, Path):
+        return []
+    given = {f"concepts[{i}]": entry.statistics for i, entry in enumerate(options.concepts)}
+    inside = [
+        name
+        for name, file in {**given, "anchor": options.anchor.statistics}.items()
+        if file is not None and options.output.resolve() in file.resolve().parents
+    ]
+    return [
+        f"{name}.statistics: expected a file outside of the output, which is replaced; give statistics.keep=true, or "
+        "another output"
+        for name in inside
+    ]
 
 
 def _full_rank_problems(options: FuseOptions) -> list[str]:

@@ -23,6 +23,7 @@ from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
 from mixshow.recipes.fuse_refine import distill_plan, validation_plan
+from mixshow.recipes.fuse_statistics import check_given_statistics
 from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size, start_noise
 
@@ -78,6 +79,7 @@ def plan_text(path: Path | str, overrides: Sequence[str] = ()) -> str:
     """
     options = load_fuse_options(path, overrides)
     base, members, options = prepare(options, str(path))
+    check_given_statistics(base, members, options, str(path))
     made = make_plan(base, members, options, measured_speed(base, members[0], options))
     return described(made, members, options)
 

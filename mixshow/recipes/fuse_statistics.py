@@ -143,6 +143,20 @@ def gather_statistics(
     return FusionStatistics(dict.fromkeys(Stage, recorded), files, folder, time.monotonic() - start)
 
 
+def check_given_statistics(base: Base, members: Sequence[Member], options: FuseOptions, source: str) -> None:
+    """Refuse files of statistics that do not fit, as fusing does.
+
+    Raises:
+        OptionsError: what is wrong with them, all together.
+    """
+    if options.method not in SOLVING or options.statistics.collect == "progressive":
+        return
+    collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
+    folder = options.output.with_name(f".{options.output.name}.{KEPT}")
+    origins = Origins(base, collection, captions)
+    _wanted(base, members, options, origins, fused_layers(base, members), folder, source, frozenset())
+
+
 def _wanted(
     base: Base,
     members: Sequence[Member],

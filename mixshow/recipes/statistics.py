@@ -19,7 +19,7 @@ from mixshow.fusion.members import Member
 from mixshow.fusion.origin import Origins
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.recording import record_all, recording_bytes
-from mixshow.fusion.statistics_file import SUFFIX, write_statistics
+from mixshow.fusion.statistics_file import SUFFIX, open_statistics, write_statistics
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import read_member
@@ -47,6 +47,9 @@ def record_statistics(
     if (options.concept is None) != captions:
         expected = "a concept or --captions" if options.concept is None else "no concept beside --captions"
         raise OptionsError(source, [f"concept: expected {expected}, found {options.concept or 'neither'}"])
+    output = options.output or _beside(options.concept)
+    if output.exists():
+        open_statistics(output)  # whatever else it is stays
     base = load_base(options.base, vae=options.vae, device=device_named(options.device))
     member = None if options.concept is None else _member(options, options.concept, base)
     collection, ordinary = collection_of(options.statistics), options.captions or CAPTIONS
@@ -55,7 +58,6 @@ def record_statistics(
     if not layers:
         raise OptionsError(source, [f"layers: {', '.join(options.layers)} are none of this base and concept"])
     check_memory("recording", recording_bytes(layers, collection), base.device, "leave kinds out of layers=")
-    output = options.output or _beside(options.concept)
     start = time.monotonic()
     origin = Origins(base, collection, ordinary).of(member)
     log.info("recording %d layers under %s", len(layers), "the base" if member is None else member.concept.text)

@@ -30,6 +30,11 @@ def members(tiny: Base) -> list[Member]:
     return [Member(tiny_concept(tiny, name, seed=i)) for i, name in enumerate(("duck", "fox"))]
 
 
+def test_without_changes_of_the_unet_there_is_nothing_to_distill(tiny: Base) -> None:
+    start = weight_average(tiny, [Member(tiny_concept(tiny, "duck"), unet=0.0)])
+    assert distill(tiny, [Member(tiny_concept(tiny, "duck"), unet=0.0)], start, PLAN) is start
+
+
 def test_distilling_brings_the_fused_model_closer_to_both_concepts(tiny: Base, members: list[Member]) -> None:
     start = weight_average(tiny, members)
     before, hooks_before = state(tiny), hooks(tiny)

@@ -71,6 +71,21 @@ def test_processes_solve_different_layers_and_have_all(monkeypatch: pytest.Monke
         assert all(torch.equal(each.outcome.change, alone[name].outcome.change) for name, each in share.items())
 
 
+def test_layers_that_only_some_processes_recorded_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process had no picture, so that it has fewer layers."""
+    whole = statistics(1)
+    fewer = {"q": statistics(5)["q"]}
+    monkeypatch.setattr(Processes, "gathered", lambda _, own: [sharing._outlines(fewer), own])
+    moments = iter([fewer["q"].moment])
+    monkeypatch.setattr(Processes, "add", lambda _, tensor: tensor.add_(next(moments, torch.zeros(6, 6))))
+    found = summed(whole, Processes(1, 2), torch.device("cpu"), 8)
+    assert found.keys() == whole.keys()
+    torch.testing.assert_close(found["q"].moment, (whole["q"] + fewer["q"]).moment)
+    torch.testing.assert_close(found["k"].moment, whole["k"].moment)
+    torch.testing.assert_close(found["out"].moment, whole["out"].moment)
+    assert (found["q"].rows, found["out"].rows) == (whole["q"].rows + fewer["q"].rows, whole["out"].rows)
+
+
 @pytest.mark.parametrize("empty", [False, True])
 def test_statistics_of_processes_add(monkeypatch: pytest.MonkeyPatch, empty: bool) -> None:
     """The second process may have had no prompt at all."""
@@ -89,7 +104,7 @@ def test_statistics_of_processes_add(monkeypatch: pytest.MonkeyPatch, empty: boo
 
 def test_rows_of_processes_are_joined_by_their_share() -> None:
     parts = [KeptRows(torch.full((6, 3), float(i)), rows, SINGLE_RESOLUTION) for i, rows in enumerate((6, 6))]
-    assert joined_rows(parts, 12, "layer").kept.shape == (12, 3)
+    assert joined_rows(parts, 12, "layer", torch.device("cpu")).kept.shape == (12, 3)
     parts = [KeptRows(torch.full((6, 3), float(i)), rows, SINGLE_RESOLUTION) for i, rows in enumerate((10, 20))]
-    found = joined_rows(parts, 6, "layer")
+    found = joined_rows(parts, 6, "layer", torch.device("cpu"))
     assert found.rows == 30 and found.kept[:, 0].tolist() == [0, 0, 1, 1, 1, 1]

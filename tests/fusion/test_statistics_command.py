@@ -210,3 +210,26 @@ def test_every_option_is_documented() -> None:
     own = [name for name in option_names(StatisticsFileOptions) if not name.startswith("statistics.")]
     assert [name for name in own if f"`{name}`" not in text] == []
     assert load(StatisticsFileOptions, "defaults", values={}).statistics == StatisticsOptions()
+
+
+def test_statistics_never_replace_anything_else(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("duck.safetensors").read_bytes()
+    assert record("duck.safetensors", "--out", "duck.safetensors") == EXIT_USER_ERROR
+    assert Path("duck.safetensors").read_bytes() == before
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_statistics_inside_the_output_are_not_lost(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert record("duck.safetensors") == 0
+    Path("fused").mkdir()
+    Path("duck.stats.safetensors").rename("fused/duck.stats.safetensors")
+    concepts = "concepts=[{file: duck.safetensors, statistics: fused/duck.stats.safetensors}]"
+    assert main([*FUSE, concepts]) == EXIT_USER_ERROR
+    assert "outside of the output" in capsys.readouterr().err
+    assert Path("fused/duck.stats.safetensors").is_file()
+
+
+def test_a_dry_run_checks_files_of_statistics(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FUSE, "concepts=[{file: duck.safetensors, statistics: none.safetensors}]", "--dry-run"]) == 2
+    assert "none.safetensors" in capsys.readouterr().err
+    assert main([*FUSE, "--dry-run", "--remove", "duck"]) == EXIT_USER_ERROR
