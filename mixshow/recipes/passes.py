@@ -81,7 +81,7 @@ def region_numbers(name: int | str, entries: Sequence[RegionOptions]) -> list[in
         MixshowError: no such region; names those that are there.
     """
     if isinstance(name, int) or name.isdecimal():
-        if int(name) < len(entries):
+        if 0 <= int(name) < len(entries):
             return [int(name)]
         raise MixshowError(f"redo: expected a region from 0 to {len(entries) - 1}, found {name}")
     found = [i for i, entry in enumerate(entries) if entry.concept == name or f"<{name}1>" in entry.prompt]

@@ -16,12 +16,12 @@ from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.core.progress import log
 from mixshow.sampling.areas import Feathered, Polygon
 from mixshow.sampling.cells import parse_cells
-from mixshow.sampling.found import Sought
 from mixshow.sampling.masks import Colour, coded_masks, grey, mask_of
 from mixshow.sampling.openpose import read_picture
 from mixshow.sampling.pictures import decoded_picture, encoded_picture
 from mixshow.sampling.published_regions import parse_regions, read_layout
 from mixshow.sampling.regions import Area, Edges, PixelBox, Region, region_shares
+from mixshow.sampling.sought import Sought
 
 Size = tuple[int, int]
 _CONCEPT = "{concept}"  # in a region's prompts, the place of its concept's tokens

@@ -22,13 +22,22 @@ def running_previews(base: Base, path: Path, every: int) -> Iterator[Callable[[d
         path: PNG to write, anew each time.
         every: so many steps; 0: never.
     """
+    path, number = _free(path), 0
 
     def show(step: dict[str, Any]) -> None:
+        nonlocal number
         if every and (step["step"] + 1) % every == 0:
+            number += 1
             save_picture(picture_grid(running_pictures(base, step), _COLUMNS), path)
 
     try:
         yield show
     finally:
-        if every:
+        if number:
             path.unlink(missing_ok=True)
+
+
+def _free(path: Path) -> Path:
+    """The path, or one like it where no file is."""
+    names = (path.with_name(f"{path.stem}{ending}{path.suffix}") for ending in ("", *(f"_{n}" for n in range(1, 1000))))
+    return next(name for name in names if not name.exists())

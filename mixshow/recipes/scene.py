@@ -17,13 +17,13 @@ from mixshow.recipes.passes import second_pass, start_picture
 from mixshow.recipes.pose import read_pose
 from mixshow.recipes.pose_boxes import with_boxes_from_pose
 from mixshow.recipes.regions import read_regions, with_common_negative
-from mixshow.sampling.found import Sought
 from mixshow.sampling.generate import side_problem
 from mixshow.sampling.guard import region_tokens
 from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regions import Edges
 from mixshow.sampling.scene import Scene
+from mixshow.sampling.sought import Sought
 
 
 def read_scene(

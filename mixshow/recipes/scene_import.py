@@ -45,7 +45,9 @@ def import_scene(
         OptionsError: regions that lie outside of the picture.
     """
     regions = _regions(file, negative_prompt)
-    pose = file.with_suffix(".png")
+    pose, picture = file.with_suffix(".png"), output.with_suffix(".png")
+    if picture.resolve() == pose.resolve():
+        picture = output.with_name(f"{output.stem}_scene.png")
     if size is None:
         if not pose.is_file():
             raise MixshowError(f"{file}: expected a pose picture {pose.name} beside it, or --size WxH; found none")
@@ -61,7 +63,7 @@ def import_scene(
         "edges": "hard",
         "prompt_weights": False,
         "long_prompts": "cut",
-        "output": str(output.with_suffix(".png")),
+        "output": str(picture),
     }
     if adapter is not None:
         if not pose.is_file():

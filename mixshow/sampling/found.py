@@ -7,8 +7,6 @@ positions attend to a region's tokens, averaged over steps, heads and layers of 
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
@@ -21,33 +19,11 @@ from mixshow.sampling.areas import Feathered, Mask
 from mixshow.sampling.attention_areas import areas_of_maps
 from mixshow.sampling.guard import region_tokens, token_columns
 from mixshow.sampling.regional_attention import RegionPlan
-from mixshow.sampling.regions import Area, Edges
+from mixshow.sampling.regions import Area
+from mixshow.sampling.sought import Sought
 
 _COARSEST = 16  # layers of fewer positions than one of so many of the finest say little about places
 _NOTHING = 1e-12
-
-
-@dataclasses.dataclass(frozen=True)
-class Sought:
-    """An area that is not known yet; until it is, it covers nothing.
-
-    Attributes:
-        threshold: part of the largest value of its map from which on a position is inside, 0 to 1.
-        after: steps after which it is fixed.
-        feather: see `Feathered`; 0: none.
-    """
-
-    threshold: float
-    after: int
-    feather: float = 0.0
-
-    def problem(self, size: tuple[int, int]) -> str | None:
-        """See `Area`."""
-        return None
-
-    def coverage(self, rows: int, columns: int, size: tuple[int, int], edges: Edges) -> Tensor:
-        """See `Area`."""
-        return torch.zeros(rows, columns, dtype=torch.float64)
 
 
 class AttentionSearch:

@@ -50,6 +50,12 @@ class TokenGuard:
                     free[own] |= columns[own]
         return cls(owners & ~free[:, :, None])
 
+    def without(self, regions: Sequence[int]) -> TokenGuard:
+        """The guard that leaves some regions' tokens to everybody: those of regions that have no place yet."""
+        owners = self.owners.clone()
+        owners[:, :, list(regions)] = False
+        return TokenGuard(owners)
+
     def weights(self, shares: Tensor) -> Tensor:
         """By how much the positions may attend to each token, `[texts, positions, tokens]`, float32, 0 to 1.
 

@@ -74,3 +74,7 @@ def check_regions(base: Base, regions: Sequence[Region], size: tuple[int, int], 
                 f"regions[{i}].seed_offset: expected none here, where noise comes from a generator; found "
                 f"{region.seed_offset}; give latents, or take mixshow compose"
             )
+        if region.condition_weights:
+            raise MixshowError(
+                f"regions[{i}].condition_weights: expected none, conditions count everywhere here; see mixshow compose"
+            )

@@ -25,6 +25,7 @@ from mixshow.models import cross_attention_layers
 from mixshow.sampling.guard import TokenGuard
 from mixshow.sampling.region_plan import RegionPlan
 from mixshow.sampling.routing import Routing
+from mixshow.sampling.sought import Sought
 
 __all__ = ["RegionPlan", "Watcher", "finished", "regional_attention"]
 
@@ -112,7 +113,8 @@ class _RegionalProcessor:
 
         def make() -> Tensor | None:
             shares = self.plan.shares(*self.plan.grid(positions))[1:].flatten(1)
-            bias = guard.bias(shares, routing.texts.cpu(), routing.take.cpu())
+            sought = [number for number, region in enumerate(self.plan.regions) if isinstance(region.area, Sought)]
+            bias = guard.without(sought).bias(shares, routing.texts.cpu(), routing.take.cpu())
             if bias is None:
                 return None
             unguarded = [torch.zeros_like(bias)] * (

@@ -9,10 +9,11 @@ from torch import Tensor
 from mixshow.core.attachment import Attachment
 from mixshow.models import Base
 from mixshow.sampling.directed import DirectedNetwork, Direction
-from mixshow.sampling.found import AttentionSearch, Sought
+from mixshow.sampling.found import AttentionSearch
 from mixshow.sampling.isolation import IsolatedRegions
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.scene import Scene
+from mixshow.sampling.sought import Sought
 
 
 class Staging:

@@ -184,6 +184,13 @@ def test_previews_are_written_while_it_runs(
     assert not (tmp_path / "scene_running.png").exists()
 
 
+def test_previews_leave_a_picture_of_their_name_alone(compose: Callable[..., int], scene: dict, tmp_path: Path) -> None:
+    (tmp_path / "scene_running.png").write_bytes(b"mine")
+    assert compose(scene, "previews=1") == 0
+    assert (tmp_path / "scene_running.png").read_bytes() == b"mine"
+    assert not (tmp_path / "scene_running_1.png").exists()
+
+
 def test_several_scenes_on_one_sheet(
     compose: Callable[..., int],
     scene: dict,

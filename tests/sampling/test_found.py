@@ -11,16 +11,17 @@ import torch
 from mixshow.edlora.attention_maps import AttentionRecorder, concept_positions
 from mixshow.edlora.concept import attach_concepts, concept_network
 from mixshow.edlora.layerwise import layerwise_states
-from mixshow.models import Base, encode_prompts
+from mixshow.models import Base, cross_attention_layers, encode_prompts
 from mixshow.sampling.areas import Mask
 from mixshow.sampling.compose import compose
 from mixshow.sampling.directed import DirectedNetwork
-from mixshow.sampling.found import AttentionSearch, Sought
+from mixshow.sampling.found import AttentionSearch
 from mixshow.sampling.isolation import Isolation
 from mixshow.sampling.precision import Precision
 from mixshow.sampling.regional_attention import RegionPlan, regional_attention
 from mixshow.sampling.regions import Edges, PixelBox, Region
 from mixshow.sampling.scene import Scene
+from mixshow.sampling.sought import Sought
 from tests.tiny import tiny_concept
 
 SIZE = (128, 64)
@@ -106,6 +107,25 @@ def test_the_area_is_where_the_map_is(base: Base) -> None:
     search.begin_step(0, 4)
     assert search.watching
     assert plan.shares(*LATENTS)[0].eq(1).all()
+
+
+def test_the_guard_lets_concepts_be_seen_that_have_no_place_yet(base: Base) -> None:
+    plan = RegionPlan([sought(PIP), Region(PixelBox(0, 0, 64, 64), LUMA)], BOTH, "", size=SIZE, edges=Edges.SOFT)
+    guard, shares = plan.guard(base), plan.shares(*LATENTS)[1:].flatten(1)
+    text, everywhere = torch.tensor([0]), torch.arange(LATENTS[0] * LATENTS[1])
+    guarded, let = guard.bias(shares, text, everywhere), guard.without([0]).bias(shares, text, everywhere)
+    assert guarded is not None and guarded.isneginf().all(1).any()  # a token that no position reads
+    assert let is not None and not let.isneginf().all(1).any() and let.isneginf().any()
+    states = plan.encode(base, guided=True).states
+    with regional_attention(base.unet, plan, states, guard) as _, torch.no_grad():
+        seen = _attended(base)
+    with regional_attention(base.unet, plan, states, guard.without([0])) as _, torch.no_grad():
+        torch.testing.assert_close(_attended(base), seen)
+
+
+def _attended(base: Base) -> torch.Tensor:
+    module = base.unet.get_submodule(cross_attention_layers(base.unet)[0])
+    return module(torch.randn(2, LATENTS[0] * LATENTS[1], 16, generator=torch.Generator().manual_seed(1)))
 
 
 def test_a_region_without_a_place_follows_the_scene_and_is_named(base: Base, caplog: pytest.LogCaptureFixture) -> None:
