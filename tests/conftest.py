@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from mixshow.cli.main import main
 from mixshow.models.base import Base, save_base
 from tests.tiny import tiny_base
 
@@ -49,3 +52,15 @@ def tiny_folder(tiny: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_base(tiny, folder)
     return folder
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Callable[..., int]:
+    """`mixshow compose` of a scene's options, through its entry point."""
+
+    def run(scene: dict, *arguments: str) -> int:
+        path = tmp_path / "scene.yml"
+        path.write_text(yaml.safe_dump(scene))
+        return main(["compose", str(path), *arguments])
+
+    return run

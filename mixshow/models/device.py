@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mixshow.core.errors import MixshowError
+from mixshow.core.errors import MixshowError, first_line
 
 
 def device_named(name: str) -> torch.device:
@@ -19,8 +19,7 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first_line = str(error).splitlines()[0]
         raise MixshowError(
-            f"device: expected 'auto', 'cpu' or an accelerator of this machine, found '{name}' ({first_line})"
+            f"device: expected 'auto', 'cpu' or an accelerator of this machine, found '{name}' ({first_line(error)})"
         ) from error
     return device

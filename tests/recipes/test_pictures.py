@@ -34,16 +34,6 @@ def scene(tiny_folder: Path, tmp_path: Path) -> dict:
     }
 
 
-@pytest.fixture
-def compose(tmp_path: Path) -> Callable[..., int]:
-    def run(scene: dict, *arguments: str) -> int:
-        path = tmp_path / "scene.yml"
-        path.write_text(yaml.safe_dump(scene))
-        return main(["compose", str(path), *arguments])
-
-    return run
-
-
 def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 

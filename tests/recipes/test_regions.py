@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from mixshow.cli.main import main
@@ -37,16 +36,6 @@ def scene(tiny: Base, tiny_folder: Path, tmp_path: Path) -> dict:
         "steps": 3,
         "output": str(tmp_path / "scene.png"),
     }
-
-
-@pytest.fixture
-def compose(tmp_path: Path) -> Callable[..., int]:
-    def run(scene: dict, *overrides: str) -> int:
-        path = tmp_path / "scene.yml"
-        path.write_text(yaml.safe_dump(scene))
-        return main(["compose", str(path), *overrides])
-
-    return run
 
 
 def pixels(path: Path) -> np.ndarray:

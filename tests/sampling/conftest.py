@@ -1,14 +1,11 @@
-"""A small scene, and `mixshow compose` through its entry point."""
+"""A small scene."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 
-from mixshow.cli.main import main
 from mixshow.models import Base
 from tests.sampling.scenes import PERSON
 from tests.tiny import tiny_adapter
@@ -34,13 +31,3 @@ def scene(tiny_folder: Path, adapter_folder: Path, tmp_path: Path) -> dict:
         "guidance": 3,
         "output": str(tmp_path / "scene.png"),
     }
-
-
-@pytest.fixture
-def compose(tmp_path: Path) -> Callable[..., int]:
-    def run(scene: dict, *overrides: str) -> int:
-        path = tmp_path / "scene.yml"
-        path.write_text(yaml.safe_dump(scene))
-        return main(["compose", str(path), *overrides])
-
-    return run
