@@ -46,6 +46,9 @@ COLLECTIONS = {
     DEFAULT: Collection(),
     "independent, all rows, half of the prompts": Collection(text_prompts=TEXT[::2], picture_prompts=PICTURES[::2]),
     "independent, all rows, pictures of all text prompts": Collection(picture_prompts=TEXT),
+    "independent, 8 steps": Collection(steps=8),
+    "independent, 8 steps, rows by sensitivity": Collection(steps=8, sensitive=True),
+    "independent, 20 steps, rows by sensitivity": Collection(sensitive=True),
 }
 SOLVERS = dict.fromkeys(Stage, Exact())
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixshow.core.seeding import derived_seed
+from mixshow.core.seeding import derived_seed, torch_generator
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
+from mixshow.fusion.sensitivity import SensitivityRecorder
 from mixshow.fusion.statistics import LayerInputs, LayerStatistics, StatisticsRecorder
 from mixshow.fusion.wide import RowSampling
-from mixshow.models import Base, encode_prompts, make_scheduler, prompt_states
+from mixshow.models import Base, PromptStates, encode_prompts, make_scheduler, prompt_states
 from mixshow.models.prompts import prompt_ids, text_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
@@ -41,6 +43,7 @@ class Collection:
         moment_width: inputs wider than this are kept as rows, not as their moment.
         kept_rows: of such inputs; a uniform sample where there are more.
         rows: inputs kept as they are of each layer and concept, for objectives that are no squares.
+        sensitive: inputs of spatial layers count by how much the prediction depends on what the layer makes of them.
     """
 
     progressive: bool = False
@@ -55,6 +58,7 @@ class Collection:
     moment_width: int = 5120
     kept_rows: int = 2048
     rows: int = 0
+    sensitive: bool = False
 
 
 PUBLISHED = Collection(
@@ -171,21 +175,46 @@ def spatial_statistics(
     """
     height, width = latent_size(base, collection.width, collection.height)
     numbers = range(len(prompts))[every]
-    sampling = RowSampling(collection.moment_width, collection.kept_rows, collection.seed)
-    with _recorder(layers, sampling=sampling) as recorder:
+    with _spatial_recorder(layers, collection) as recorder:
         for start in range(0, len(numbers), collection.batch_size):
             batch = numbers[start : start + collection.batch_size]
             seeds = [derived_seed(collection.seed, "statistics", number) for number in batch]
             scheduler = make_scheduler(base)
             scheduler.set_timesteps(collection.steps, device=base.device)
             states = prompt_states(base, [prompts[number] for number in batch])
-            told = None if advance is None else partial(_tell, advance, len(batch))
-            denoise(base, scheduler, start_noise(base, seeds, height, width), states, callback=told)
+            after = partial(_after_step, base, recorder, states, batch, collection.seed, advance)
+            denoise(base, scheduler, start_noise(base, seeds, height, width), states, callback=after)
     return recorder.statistics()
 
 
-def _tell(advance: Callable[[int], object], pictures: int, _: object) -> None:
-    advance(pictures)
+def _after_step(
+    base: Base,
+    recorder: StatisticsRecorder | SensitivityRecorder,
+    states: PromptStates,
+    numbers: Sequence[int],
+    seed: int,
+    advance: Callable[[int], object] | None,
+    step: Mapping[str, Any],
+) -> None:
+    """Record with gradients where they are wanted; the pictures' numbers and the step decide what is drawn."""
+    if isinstance(recorder, SensitivityRecorder):
+        noisy: Tensor = step["noisy"]
+        signs = [
+            torch.randint(2, noisy.shape[1:], generator=torch_generator(seed, "sensitivity", number, step["step"]))
+            for number in numbers
+        ]
+        direction = (2 * torch.stack(signs) - 1).to(noisy.device, torch.float32)
+        recorder.passed(base.unet, noisy, direction, step["timestep"], **states.to(noisy.dtype).for_unet(noisy))
+    if advance is not None:
+        advance(len(numbers))
+
+
+def _spatial_recorder(layers: Sequence[Layer], collection: Collection) -> StatisticsRecorder | SensitivityRecorder:
+    sampling = RowSampling(collection.moment_width, collection.kept_rows, collection.seed)
+    if not collection.sensitive:
+        return _recorder(layers, sampling=sampling)
+    extended = [layer.path for layer in layers if layer.extended]
+    return SensitivityRecorder({layer.path: layer.module for layer in layers}, extended=extended, sampling=sampling)
 
 
 def _recorder(

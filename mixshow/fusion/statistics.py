@@ -81,17 +81,22 @@ class LayerStatistics:
         return cls(second_moment(rows, elementwise=elementwise, extended=extended), rows.shape[0])
 
 
-def second_moment(rows: Tensor, *, elementwise: bool = False, extended: bool = False) -> Tensor:
-    """`sum x x^T` over rows `[rows, in]`.
+def second_moment(
+    rows: Tensor, *, elementwise: bool = False, extended: bool = False, roots: Tensor | None = None
+) -> Tensor:
+    """`sum w x x^T` over rows `[rows, in]`.
 
     Args:
         elementwise: every column is an input of its own, `[columns, 1, 1]`.
         extended: inputs are followed by a constant 1.
+        roots: square roots of the rows' weights w, `[rows]`; None: all are 1.
     """
     if not elementwise:
-        return _square(F.pad(rows, (0, 1), value=1.0) if extended else rows)
+        rows = F.pad(rows, (0, 1), value=1.0) if extended else rows
+        return _square(rows if roots is None else rows * roots[:, None])
     columns = rows.T[..., None]
     columns = F.pad(columns, (0, 1), value=1.0) if extended else columns
+    columns = columns if roots is None else columns * roots[:, None]
     return columns.mT @ columns
 
 
@@ -143,6 +148,19 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
         f"modules of kind {type(module).__name__} cannot be fused; Linear, ungrouped Conv2d and "
         "LayerNorm, GroupNorm and RMSNorm can"
     )
+
+
+def input_parts(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """`input_rows`, of convolutions one picture at a time: unfolded inputs are k * k times the input's size."""
+    for part in x.split(1) if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) else (x,):
+        yield input_rows(module, part)
+
+
+def geometry_of(name: str, module: nn.Module, extended: bool) -> tuple[object, ...]:
+    """What tells whether two layers that read the same tensor have the same rows."""
+    if isinstance(module, nn.Conv2d):
+        return ("conv", extended, module.kernel_size, module.stride, module.padding, module.dilation)
+    return ("norm", name) if is_elementwise(module) else ("linear", extended)
 
 
 class _Accumulator:
@@ -228,7 +246,7 @@ class StatisticsRecorder:
                 self._samplers[name].put(part)
             return
         own = self._accumulators.get(name)
-        previous, geometry = self._previous, self._geometry(name)
+        previous, geometry = self._previous, geometry_of(name, module, name in self._extended)
         if previous is not None and _same_input(previous.latest, x, geometry):
             if own is None:  # first call: read what the layer before us read
                 self._accumulators[name] = own = previous
@@ -257,17 +275,8 @@ class StatisticsRecorder:
         return product, count
 
     def _parts(self, module: nn.Module, x: Tensor, extended: bool = False) -> Iterator[Tensor]:
-        """The rows, of convolutions one picture at a time: unfolded inputs are k * k times the input's size."""
-        for part in x.split(1) if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) else (x,):
-            rows = input_rows(module, part.double() if self._double else part.float())  # never half precision
+        for rows in input_parts(module, x.double() if self._double else x.float()):  # never half precision
             yield F.pad(rows, (0, 1), value=1.0) if extended else rows
-
-    def _geometry(self, name: str) -> tuple[object, ...]:
-        """What tells whether two layers that read the same tensor have the same rows."""
-        module, extended = self._modules[name], name in self._extended
-        if isinstance(module, nn.Conv2d):
-            return ("conv", extended, module.kernel_size, module.stride, module.padding, module.dilation)
-        return ("norm", name) if is_elementwise(module) else ("linear", extended)
 
     def statistics(self) -> dict[str, LayerStatistics | KeptRows]:
         """What was recorded, by module path; layers that share their inputs share one object."""
