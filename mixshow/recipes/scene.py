@@ -49,8 +49,8 @@ def read_scene(
             options = dataclasses.replace(options, pose=pose.options)
         except MixshowError as error:
             problems.append(f"pose: {error}")
-    options = with_boxes_from_pose(options, pose, problems)
-    regions, options = read_regions(options, problems, concepts)
+    options, unplaced = with_boxes_from_pose(options, pose, problems)
+    regions, options = read_regions(options, problems, concepts, unplaced)
     conditions, options = read_conditions(options, problems)
     scene = Scene(
         prompt=options.prompt,
