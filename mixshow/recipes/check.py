@@ -53,7 +53,7 @@ def check_options(options: SceneOptions, source: str) -> CheckedScene:
     if not problems:
         with _noting(problems):
             found = glance_at(options.model, vae=options.vae)
-            problems += unfit_readers(options, found.unet) if found.unet is not None else []
+            problems += unfit_readers(options, found.unet)
     concepts = []
     for i, path in enumerate(options.concepts):
         with _noting(problems, f"concepts[{i}]: "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from mixshow.core.version import __version__
 from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
+from mixshow.models.glance import glance_at
 from mixshow.recipes.check import check_options
 from mixshow.recipes.conditions import load_pose_reader, load_readers
 from mixshow.recipes.networks import put_networks_on
@@ -119,7 +121,7 @@ def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
     options, _ = read_scene_file(path, overrides)
     options = with_photo_read(options)
     problems: list[str] = []
-    scene, _ = read_scene(options, problems)
+    scene, _ = read_scene(options, problems, multiple=_multiple_at_hand(options))
     if scene.size is None:
         problems.append("expected a scene with a size and regions or a pose, found nothing to preview")
     if problems:
@@ -128,6 +130,13 @@ def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
     save_picture(draw_preview(scene), preview)
     log.info("%s", preview)
     return preview
+
+
+def _multiple_at_hand(options: SceneOptions) -> int | None:
+    """What the model's sides are multiples of, where a second pass asks for it and the model is there."""
+    with contextlib.suppress(MixshowError):
+        return glance_at(options.model, vae=options.vae).size_multiple if options.hires is not None else None
+    return None
 
 
 def read_scene_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SceneOptions, int | None]:
