@@ -173,7 +173,9 @@ def test_who_lies_under_whom_is_asked_of_boxes_that_are_known(tmp_path: Path) ->
     Image.new("RGB", (512, 256)).save(photo)
     person, backdrop = {"prompt": "a", "person": 1, "priority": 1}, {"prompt": "b", "box": [0, 0, 1, 1]}
     read({"photo": str(photo)}, [person, backdrop])  # one person's box is all of the picture as long as nobody is found
-    found = with_photo_read(scene_options({"photo": str(photo)}, [person, backdrop]), lambda _: [PEOPLE[0] / (*SIZE, 1)])
+    found = with_photo_read(
+        scene_options({"photo": str(photo)}, [person, backdrop]), lambda _: [PEOPLE[0] / (*SIZE, 1)]
+    )
     problems: list[str] = []
     assert len(read_scene(found, problems)[0].regions) == 2 and not problems
     small = {"prompt": "c", "box": [100, 50, 110, 60], "priority": -1}  # under the backdrop, whoever is found
