@@ -109,10 +109,11 @@ def _scaled_size(canvas: Size, width: int | None, height: int | None) -> Size:
     Raises:
         MixshowError: no size, or one of other proportions.
     """
-    if (width is not None and width < 1) or (height is not None and height < 1):
-        raise MixshowError(f"--width, --height: expected 1 pixel or more, found {width or height}")
-    if width is None and height is None:
+    given = [side for side in (width, height) if side is not None]
+    if not given:
         return canvas
+    if min(given) < 1:
+        raise MixshowError(f"--width, --height: expected 1 pixel or more, found {min(given)}")
     found = (
         width or round(canvas[0] * (height or 0) / canvas[1]),
         height or round(canvas[1] * (width or 0) / canvas[0]),
