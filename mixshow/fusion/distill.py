@@ -15,26 +15,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mixshow.core.attachment import Attachment
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.layerwise import layerwise_states
+from mixshow.fusion.factors import Factors
 from mixshow.fusion.fuse import Fusion
-from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
 from mixshow.fusion.members import Member
+from mixshow.fusion.moving import MovingWeights
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.precision import Precision, autocast
 
-Weights = dict[str, Tensor]  # of the UNet's changed layers, by module path
 _WARMUP = 20  # steps
 
 
@@ -44,7 +41,8 @@ def distill(
     fusion: Fusion,
     plan: DistillPlan,
     *,
-    stopping: EarlyStopping[Weights] | None = None,
+    factors: Mapping[str, Factors] | None = None,
+    stopping: EarlyStopping[Fusion] | None = None,
     show_progress: bool = False,
 ) -> Fusion:
     """Refine a fusion. The base is unchanged afterwards.
@@ -52,96 +50,38 @@ def distill(
     Args:
         fusion: where to start; the weights it changes in the UNet are the ones that move, its biases, embeddings and
             text encoder stay.
+        factors: of its changes by module path; these keep their rank. None: changes of the UNet get full rank.
         stopping: ends earlier and chooses the step, the start included; None: the last step is the result.
-
-    Returns:
-        A fusion with full-rank changes in the UNet, unless the start was the best.
     """
-    if not _unet_weights(base, fusion):
+    moving = MovingWeights(base, fusion, factors)
+    if not moving:
         log.info("no concept changes the UNet: nothing to distill")
         return fusion
-    start = fusion
+    optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.rate, weight_decay=0.0)
     curriculum: Curriculum | None = None
-    optimizer_state: dict[str, Any] | None = None
     for number in range(plan.rounds):
-        walker = fusion if number else None
+        walker = moving.fusion() if number else None
         written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
         curriculum = written if curriculum is None else curriculum.with_more(written)
-        fusion, optimizer_state, stopped = _round(
-            base, fusion, curriculum, plan, number, optimizer_state, stopping, show_progress
-        )
-        if stopped:
-            break
+        with moving.in_place() as fused:
+
+            def look(step: int, fused: Base = fused) -> bool:
+                return stopping is not None and stopping.look(fused, step, moving.fusion)
+
+            if number == 0 and look(0):
+                break
+            if _train(fused, moving, optimizer, curriculum, plan, number, look, show_progress):
+                break
     if stopping is None:
-        return fusion
+        return moving.fusion()
     assert stopping.best is not None
-    look, weights = stopping.best
-    chosen = start if look.at == 0 else _moved(base, start, weights)
-    return dataclasses.replace(chosen, refining=stopping.to_json())
-
-
-def _weight(module: nn.Module) -> nn.Parameter:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-def _make_trainable(weight: nn.Parameter, attachment: Attachment) -> None:
-    """Let a weight that the attachment put in place learn in float32, until it is detached."""
-    attachment.add(partial(weight.requires_grad_, weight.requires_grad))
-    attachment.add(partial(setattr, weight, "grad", None))
-    weight.data = weight.data.float()
-    weight.requires_grad_(True)
-
-
-def _round(
-    base: Base,
-    fusion: Fusion,
-    curriculum: Curriculum,
-    plan: DistillPlan,
-    number: int,
-    optimizer_state: dict[str, Any] | None,
-    stopping: EarlyStopping[Weights] | None,
-    show_progress: bool,
-) -> tuple[Fusion, dict[str, Any], bool]:
-    """One round's optimizer steps; returns the refined fusion, the optimizer's state and whether to stop here."""
-    weights = _unet_weights(base, fusion)
-    with fusion.in_place(base) as fused, Attachment() as attachment:
-        for weight in weights.values():
-            _make_trainable(weight, attachment)
-        optimizer = torch.optim.AdamW(weights.values(), lr=plan.rate, weight_decay=0.0)
-        if optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
-
-        def values() -> Weights:
-            return {path: weight.detach().clone() for path, weight in weights.items()}
-
-        def look(step: int) -> bool:
-            return stopping is not None and stopping.look(fused, step, values)
-
-        stopped = (number == 0 and look(0)) or _train(fused, optimizer, curriculum, plan, number, look, show_progress)
-        refined = values()
-    return _moved(base, fusion, refined), optimizer.state_dict(), stopped
-
-
-def _unet_weights(base: Base, fusion: Fusion) -> dict[str, nn.Parameter]:
-    """The weights of the UNet that a fusion changes."""
-    layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
-    return {path: _weight(layers[path]) for path in fusion.changes if path in layers}
-
-
-def _moved(base: Base, fusion: Fusion, refined: Weights) -> Fusion:
-    """The fusion with other weights; the base's are in place."""
-    changes = dict(fusion.changes)
-    for path, weight in _unet_weights(base, fusion).items():
-        before = changes[path]
-        moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
-        changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
-    return dataclasses.replace(fusion, changes=changes)
+    at, best = stopping.best
+    return dataclasses.replace(fusion if at.at == 0 else best, refining=stopping.to_json())
 
 
 def _train(
     fused: Base,
+    moving: MovingWeights,
     optimizer: torch.optim.Optimizer,
     curriculum: Curriculum,
     plan: DistillPlan,
@@ -156,7 +96,7 @@ def _train(
     states = states_of(fused, [prompt for lessons in sets for prompt in lessons.prompts])
     floor = 1e-3 * max(curriculum.scale.values())
     generator = torch_generator(plan.seed, "distill", number)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = moving.parameters()
     steps = range(plan.steps * number // plan.rounds, plan.steps * (number + 1) // plan.rounds)
     what = f"distilling {number + 1} of {plan.rounds}"
     with progress_bar(len(steps), what, enabled=show_progress) as bar, layerwise_states(fused.unet):
@@ -171,10 +111,11 @@ def _train(
             unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in batch.times.tolist()])
             errors = ((predicted.float() - batch.targets).square() * batch.weights).flatten(1).mean(1)
             loss = (errors / unit.to(errors.device)).mean()
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            moving.take_gradients()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            moving.place()
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)
