@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
             preview_file(scene, overrides)
     elif arguments.check:
         for scene in scenes:
-            options, _ = read_scene_file(scene, overrides)
-            check_options(options, str(scene))
+            options, only = read_scene_file(scene, overrides)
+            check_options(options, str(scene), only=only)
             log.info("%s: nothing found to be wrong", scene)
     else:
         compose_files(scenes, overrides, sheet=arguments.sheet)

@@ -16,7 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file", type=Path, metavar="FILE", help="a layout file (box1='[...]' char1='...'), or a text of a region string"
     )
     reader.add_argument("--output", type=Path, required=True, metavar="SCENE.yml", help="options file to write")
-    reader.add_argument("--size", metavar="WxH", help="of the picture; without, that of a pose picture beside the file")
+    reader.add_argument(
+        "--size", metavar="WxH", help="that the boxes are in; without, that of a pose picture beside the file"
+    )
+    reader.add_argument("--width", type=int, metavar="PIXELS", help="of the scene; boxes and pose are scaled with it")
+    reader.add_argument("--height", type=int, metavar="PIXELS", help="of the scene, instead of its width")
+    reader.add_argument(
+        "--concept",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="another character in a published one's place: hermione=pip, or 'goku=a robot'; can be given again",
+    )
     reader.add_argument("--prompt", default="", help="of the whole picture")
     reader.add_argument("--negative", default="", metavar="PROMPT", help="what the picture should not show")
     reader.add_argument("--model", default="puppets", help="the fused model that knows the characters")
@@ -31,6 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.file,
         arguments.output,
         size=None if arguments.size is None else _size(arguments.size),
+        width=arguments.width,
+        height=arguments.height,
+        concepts=arguments.concept,
         prompt=arguments.prompt,
         negative_prompt=arguments.negative,
         model=arguments.model,

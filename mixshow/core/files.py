@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -219,8 +220,12 @@ def holds_pickle(path: Path) -> bool:
     return start == b"PK" or (start[:1] == b"\x80" and path.suffix != ".safetensors")
 
 
-def read_pickled_weights(path: Path | str) -> Any:
+def read_pickled_weights(path: Path | str, *, mapped: bool = False) -> Any:
     """Read a `.pth`/`.bin` of tensors in plain containers; code in the pickle is never run.
+
+    Args:
+        mapped: the tensors stay on the disk until they are used. Bare pickles, the form of versions before 1.6, are
+            read all the same.
 
     Raises:
         MixshowError: the file is missing, truncated, or holds anything but tensors and plain containers.
@@ -229,7 +234,7 @@ def read_pickled_weights(path: Path | str) -> Any:
     if not path.is_file():
         raise MixshowError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except Exception as error:  # torch raises a dozen kinds here, all of which mean the same to a user
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MixshowError(

@@ -32,10 +32,10 @@ from mixshow.models.checkpoint_shapes import (
     SCHEDULE,
     SD1,
     SD2,
-    VAE,
     XL,
     Family,
     Shapes,
+    check_autoencoder,
     family_of,
     naming_what_is_missing,
     text_config,
@@ -124,9 +124,7 @@ class Checkpoint:
             MixshowError: there is none, or it is incomplete.
         """
         shapes = self.shapes
-        whole = any(name.startswith(VAE) for name in shapes)
-        if f"{VAE if whole else ''}encoder.conv_in.weight" not in shapes:
-            raise MixshowError(f"{self.source}: it holds no autoencoder; name another place to take one from (vae)")
+        check_autoencoder(shapes, self.source)
         with init_empty_weights():
             vae = AutoencoderKL(**vae_config(shapes, XL if xl else SD1))
         self._fill(vae, convert_ldm_vae_checkpoint(dict(self.tensors), vae.config))
@@ -192,8 +190,11 @@ class Checkpoint:
         return "epsilon"
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, mapped: bool = False) -> Checkpoint:
     """Open a file, whatever its name; pickles are read without running any code.
+
+    Args:
+        mapped: see `read_pickled_weights`.
 
     Raises:
         MixshowError: unreadable, unsafe, or no file of tensors.
@@ -201,7 +202,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not holds_pickle(path):
         return Checkpoint(str(path), *read_safetensors(path))
     try:
-        contents = read_pickled_weights(path)
+        contents = read_pickled_weights(path, mapped=mapped)
     except MixshowError as error:
         raise MixshowError(f"{error}; take the model's .safetensors file") from error
     while isinstance(contents, Mapping) and "state_dict" in contents:
@@ -211,14 +212,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(str(path), {str(key): value for key, value in contents.items() if isinstance(value, Tensor)}, {})
 
 
+def tensor_shapes(path: Path) -> Shapes:
+    """The shapes of a file's tensors, by name; the tensors stay on the disk.
+
+    Raises:
+        MixshowError: as `open_checkpoint`.
+    """
+    return open_checkpoint(path, mapped=True).shapes if holds_pickle(path) else read_safetensors_shapes(path)
+
+
 def checkpoint_outline(path: Path) -> dict[str, nn.Module]:
     """The text encoders and the UNet of a file without weights (on the meta device), by their names in a base.
 
     Raises:
         MixshowError: as `open_checkpoint` and `Checkpoint.parts`.
     """
-    shapes = open_checkpoint(path).shapes if holds_pickle(path) else read_safetensors_shapes(path)
-    return outline_of(shapes, str(path))
+    return outline_of(tensor_shapes(path), str(path))
 
 
 def outline_of(shapes: Shapes, source: str) -> dict[str, nn.Module]:

@@ -141,6 +141,12 @@ def unet_config(shapes: Shapes, family: Family) -> dict[str, Any]:
     }
 
 
+def check_autoencoder(shapes: Shapes, source: str) -> None:
+    """Raises MixshowError where a file has no autoencoder, neither among other tensors nor alone."""
+    if f"{VAE if _has(shapes, VAE) else ''}encoder.conv_in.weight" not in shapes:
+        raise MixshowError(f"{source}: it holds no autoencoder; name another place to take one from (vae)")
+
+
 def vae_config(shapes: Shapes, family: Family) -> dict[str, Any]:
     """Keywords of diffusers' autoencoder."""
     own = below(shapes, VAE) if _has(shapes, VAE) else shapes

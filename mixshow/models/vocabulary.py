@@ -38,7 +38,7 @@ class ConceptVocabulary:
         """How prompts name each concept: `{"pip": "<pip1> <pip2>"}`. Numbers behind a name count its tokens."""
         found: dict[str, list[str]] = {}
         for token in self.entries:
-            found.setdefault(token.strip("<>").rstrip("0123456789") or token, []).append(token)
+            found.setdefault(concept_name(token), []).append(token)
         return {name: " ".join(tokens) for name, tokens in found.items()}
 
     def bind(self, prompt: str, layer: int) -> str:
@@ -101,3 +101,8 @@ class ConceptVocabulary:
 def concept_words(text: str) -> list[str]:
     """The words of the form `<...>` in a text, in order."""
     return _CONCEPT_WORD.findall(text)
+
+
+def concept_name(token: str) -> str:
+    """The name of a concept token's concept: `pip` of `<pip1>`."""
+    return token.strip("<>").rstrip("0123456789") or token

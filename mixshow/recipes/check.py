@@ -16,6 +16,7 @@ from mixshow.models.glance import glance_at
 from mixshow.models.schedule import scheduler_class
 from mixshow.recipes.conditions import missing_readers, unfit_readers
 from mixshow.recipes.networks import missing_networks
+from mixshow.recipes.outputs import files_read, files_written, overwritten
 from mixshow.recipes.scene import read_scene, scene_problems
 from mixshow.sampling.conditions import adapter_problem
 from mixshow.sampling.controlnet import controlnet_problem
@@ -37,23 +38,25 @@ class CheckedScene:
     concepts: list[Concept]
 
 
-def check_options(options: SceneOptions, source: str) -> CheckedScene:
+def check_options(options: SceneOptions, source: str, *, only: int | None = None) -> CheckedScene:
     """Read what the options name, and look for all that is wrong; loads no weights of models.
 
     Whether concepts and networks fit the model's layers shows when it is loaded.
 
     Args:
         source: where the options came from, for messages.
+        only: the one seed whose picture is kept; None: all.
 
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    problems = [*_missing_models(options), *missing_networks(options), *missing_readers(options)]
+    problems = overwritten(files_written(options, only), files_read(options))
+    problems += [*_missing_models(options), *missing_networks(options), *missing_readers(options)]
     found = None
     if not problems:
         with _noting(problems):
             found = glance_at(options.model, vae=options.vae)
-            problems += unfit_readers(options, found.unet) if found.unet is not None else []
+            problems += unfit_readers(options, found.unet)
     concepts = []
     for i, path in enumerate(options.concepts):
         with _noting(problems, f"concepts[{i}]: "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ from mixshow.core.version import __version__
 from mixshow.edlora.concept import attach_concepts
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
+from mixshow.models.glance import glance_at
 from mixshow.recipes.check import check_options
 from mixshow.recipes.conditions import load_pose_reader, load_readers
 from mixshow.recipes.networks import put_networks_on
+from mixshow.recipes.outputs import check_files, check_output, files_read, grid_of, picture_of, sheet_of, with_ending
 from mixshow.recipes.pose import with_photo_read
 from mixshow.recipes.region_networks import region_networks
 from mixshow.recipes.running import running_previews
@@ -86,15 +89,13 @@ def compose_files(paths: Sequence[Path], overrides: Sequence[str] = (), *, sheet
 
     Raises:
         OptionsError: everything that is wrong with a scene.
-        MixshowError: two scenes would write the same file.
+        MixshowError: scenes would write the same file, or one that another of them reads.
     """
     scenes = [(path, *read_scene_file(path, overrides)) for path in paths]
-    for number, (path, options, _) in enumerate(scenes):
-        before = next((other for other, earlier, _ in scenes[:number] if earlier.output == options.output), None)
-        if before is not None:
-            raise MixshowError(f"{path}: expected an output of its own, found '{options.output}' as of {before}")
-        if len(scenes) > 1:
-            check_options(options, str(path))
+    check_files(scenes, sheet)
+    if len(scenes) > 1:
+        for path, options, only in scenes:
+            check_options(options, str(path), only=only)
     pictures: list[Path] = []
     others: list[Path] = []
     loaded: tuple[object, Base] | None = None
@@ -119,15 +120,23 @@ def preview_file(path: Path, overrides: Sequence[str] = ()) -> Path:
     options, _ = read_scene_file(path, overrides)
     options = with_photo_read(options)
     problems: list[str] = []
-    scene, _ = read_scene(options, problems)
+    scene, _ = read_scene(options, problems, multiple=_multiple_at_hand(options))
     if scene.size is None:
         problems.append("expected a scene with a size and regions or a pose, found nothing to preview")
     if problems:
         raise OptionsError(str(path), problems)
-    preview = _with_ending(options.output, "_preview")
+    preview = with_ending(options.output, "_preview")
+    check_output(preview, {str(path): path, **files_read(options)}, "preview")
     save_picture(draw_preview(scene), preview)
     log.info("%s", preview)
     return preview
+
+
+def _multiple_at_hand(options: SceneOptions) -> int | None:
+    """What the model's sides are multiples of, where a second pass asks for it and the model is there."""
+    with contextlib.suppress(MixshowError):
+        return glance_at(options.model, vae=options.vae).size_multiple if options.hires is not None else None
+    return None
 
 
 def read_scene_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SceneOptions, int | None]:
@@ -137,12 +146,16 @@ def read_scene_file(path: Path, overrides: Sequence[str] = ()) -> tuple[SceneOpt
         OptionsError: everything that is wrong with them.
     """
     if path.suffix.lower() != ".png":
-        return load(SceneOptions, path, overrides), None
+        options = load(SceneOptions, path, overrides)
+        check_files([(path, options, None)])
+        return options, None
     about = read_about(path)
     given = {text.split("=")[0] for text in overrides}
     contents = {**about.get("scene", {}), "output": str(path.with_name(f"{path.stem}_again.png"))}
     options = load(SceneOptions, path, overrides, values=contents)
-    return options, None if "seeds" in given else about.get("seed")
+    only = None if "seeds" in given else about.get("seed")
+    check_files([(path, options, only)])
+    return options, only
 
 
 def compose_options(
@@ -159,9 +172,9 @@ def compose_options(
     Raises:
         OptionsError: everything that is wrong with the scene.
     """
-    checked = check_options(options, source)
+    checked = check_options(options, source, only=only)
     if options.pose is not None and options.pose.photo is not None:
-        checked = check_options(with_photo_read(options), source)
+        checked = check_options(with_photo_read(options), source, only=only)
     scene, resolved, concepts = checked.scene, checked.options, checked.concepts
     bare = base or load_base(options.model, vae=options.vae, device=device_named(options.device))
     with Attachment() as attachment:
@@ -174,23 +187,22 @@ def compose_options(
         directed = region_networks(base, scene, resolved, concepts, source)
         scene = dataclasses.replace(scene, precision=resolve(scene.precision, base.device))
         resolved = dataclasses.replace(resolved, precision=scene.precision.value)
-        several = only is None and len(options.seed_list) > 1
         made: list[tuple[int, Image.Image, Path]] = []
         for batch, images in _batches(base, scene, options, directed):
             about = _about(dataclasses.replace(resolved, seeds=tuple(batch), batch_size=len(batch)), base)
             for seed, image in zip(batch, images):
                 if only in (None, seed):
-                    path = _with_ending(options.output, f"_seed{seed}") if several else options.output
+                    path = picture_of(options, seed, only)
                     save_picture(image, path, {**about, "seed": seed})
                     made.append((seed, image, path))
     composed = Composed([path for _, _, path in made], [], bare)
-    if options.grid and several:
-        grid = picture_grid([image for _, image, _ in made], _GRID_COLUMNS, [f"seed {seed}" for seed, _, _ in made])
-        composed.others.append(_with_ending(options.output, "_grid"))
-        save_picture(grid, composed.others[-1])
-    if options.sheet:
-        composed.others.append(options.output.with_suffix(".html"))
-        write_sheet(composed.others[-1], composed.pictures)
+    if grid := grid_of(options, only):
+        labels = [f"seed {seed}" for seed, _, _ in made]
+        save_picture(picture_grid([image for _, image, _ in made], _GRID_COLUMNS, labels), grid)
+        composed.others.append(grid)
+    if sheet := sheet_of(options):
+        write_sheet(sheet, composed.pictures)
+        composed.others.append(sheet)
     for path in composed.paths:
         log.info("%s", path)
     return composed
@@ -202,7 +214,7 @@ def _batches(
     """Batches of seeds with their pictures, each as soon as it is done."""
     adapter = load_pose_reader(options.pose, base) if options.pose is not None else None
     readers = load_readers(options, base)
-    running = running_previews(base, _with_ending(options.output, "_running"), options.previews)
+    running = running_previews(base, with_ending(options.output, "_running"), options.previews)
     with progress_bar(len(options.seed_list), "pictures") as bar, running as preview:
         for start in range(0, len(options.seed_list), options.batch_size):
             batch = options.seed_list[start : start + options.batch_size]
@@ -241,7 +253,3 @@ def _about(options: SceneOptions, base: Base) -> dict[str, Any]:
         "made_on": str(base.device),
         "libraries": {library.__name__: library.__version__ for library in (torch, diffusers, transformers)},
     }
-
-
-def _with_ending(path: Path, ending: str) -> Path:
-    return path.with_name(path.stem + ending + path.suffix)

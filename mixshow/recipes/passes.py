@@ -21,19 +21,33 @@ Size = tuple[int, int]
 _SCALE = 1.5
 
 
-def second_pass(options: HiresOptions, size: Size, multiple: int) -> SecondPass:
-    """The second pass over pictures of a size.
+def second_pass(options: HiresOptions, size: Size, multiple: int | None) -> SecondPass:
+    """The second pass over pictures of a size; where a scale is rounded, it is said.
 
     Args:
-        multiple: what sides must be multiples of, in pixels.
+        multiple: what sides must be multiples of, in pixels; None: not known, nothing is rounded to it.
     """
-    scale = options.scale or _SCALE
-    width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
-    return SecondPass(options.size or (width, height), options.strength, options.steps, Upscale(options.upscale))
+    return SecondPass(
+        options.size or _enlarged(size, options.scale or _SCALE, multiple or 1),
+        options.strength,
+        options.steps,
+        Upscale(options.upscale),
+    )
+
+
+def _enlarged(size: Size, scale: float, multiple: int) -> Size:
+    exact = size[0] * scale, size[1] * scale
+    width, height = (max(1, round(side / multiple)) * multiple for side in exact)
+    if multiple > 1 and exact != (width, height):
+        log.info(
+            "hires: %gx%g pixels, rounded to %dx%d: the model's sides are multiples of %d",
+            *exact, width, height, multiple,
+        )  # fmt: skip
+    return width, height
 
 
 def start_picture(
-    options: ImageOptions, scene: Scene, entries: Sequence[RegionOptions]
+    options: ImageOptions, scene: Scene, entries: Sequence[RegionOptions], *, rounded: bool
 ) -> tuple[StartPicture, ImageOptions]:
     """The picture that a scene begins from, and options that hold it without a file.
 
@@ -41,12 +55,16 @@ def start_picture(
 
     Args:
         entries: the scene's regions as options, which know their concepts' names.
+        rounded: the second pass's size is what the model makes. Otherwise a picture of which regions are made again
+            is taken to be of that size.
 
     Raises:
         MixshowError: no such picture or region.
     """
     picture = _picture(options)
     larger = None if scene.second is None else scene.second.size
+    if larger is not None and options.redo and not rounded:
+        larger = picture.size
     if scene.size is not None and picture.size not in (scene.size, larger):
         found, wanted = (f"{width}x{height}" for width, height in (picture.size, scene.size))
         log.info("%s: %s pixels, stretched over the picture of %s", options.file or "image", found, wanted)

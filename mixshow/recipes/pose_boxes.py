@@ -15,7 +15,9 @@ from mixshow.sampling.people_boxes import boxes_around
 Box = tuple[float, float, float, float]
 
 
-def with_boxes_from_pose(options: SceneOptions, pose: ReadPose | None, problems: list[str]) -> SceneOptions:
+def with_boxes_from_pose(
+    options: SceneOptions, pose: ReadPose | None, problems: list[str]
+) -> tuple[SceneOptions, frozenset[int]]:
     """Options in which regions that stand around people have boxes.
 
     Without people, which are wrong or not looked for yet, these regions get columns, so that the rest can be checked.
@@ -23,6 +25,9 @@ def with_boxes_from_pose(options: SceneOptions, pose: ReadPose | None, problems:
     Args:
         pose: None: there is something wrong with it, or none.
         problems: what is wrong is added here; the result must then not be used.
+
+    Returns:
+        The options, and the numbers of the regions that have such a column, which says nothing of their place.
     """
     asking = [i for i, region in enumerate(options.regions) if _from_pose(region, options)]
     if pose is not None and pose.people and len(pose.people) > len(options.regions) > 0:
@@ -32,7 +37,7 @@ def with_boxes_from_pose(options: SceneOptions, pose: ReadPose | None, problems:
             len(options.regions),
         )
     if not asking or options.size is None:
-        return options
+        return options, frozenset()
     boxes: list[Box] = []
     if pose is not None and pose.people:
         try:
@@ -41,14 +46,16 @@ def with_boxes_from_pose(options: SceneOptions, pose: ReadPose | None, problems:
             boxes = [everyone[person] for person in chosen]
         except MixshowError as error:
             problems.append(str(error))
-    if not boxes:
+    placed = bool(boxes)
+    if not placed:
         width, height = options.size
         borders = [width * i // len(asking) for i in range(len(asking) + 1)]
         boxes = [(borders[i], 0, borders[i + 1], height) for i in range(len(asking))]
     regions = list(options.regions)
     for i, box in zip(asking, boxes, strict=True):
         regions[i] = dataclasses.replace(regions[i], person=None, box=box)
-    return dataclasses.replace(options, boxes=None, regions=regions, edges=options.edges or "soft")
+    options = dataclasses.replace(options, boxes=None, regions=regions, edges=options.edges or "soft")
+    return options, frozenset() if placed else frozenset(asking)
 
 
 def _from_pose(region: RegionOptions, options: SceneOptions) -> bool:

@@ -16,6 +16,7 @@ from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.core.files import write_json
 from mixshow.core.progress import log
 from mixshow.models.device import device_named
+from mixshow.recipes.outputs import check_output
 from mixshow.recipes.pose import people_in
 from mixshow.sampling.detect import Detector, find_people, load_detector
 from mixshow.sampling.joints import JOINTS
@@ -45,6 +46,8 @@ def draw(pose: str, output: Path, size: str | None = None) -> None:
     """
     wanted = None if size is None else _parsed_size(size)
     suffix = Path(pose).suffix.lower()
+    if suffix in (*_FILES, *_SCENES):
+        check_output(output, {pose: Path(pose)})
     if suffix in _FILES:
         people, own = read_people(pose)
         target = wanted or (own if own not in (None, (1, 1)) else _DEFAULT_SIZE) or _DEFAULT_SIZE
@@ -54,6 +57,8 @@ def draw(pose: str, output: Path, size: str | None = None) -> None:
         options = build(PoseOptions, contents, pose)
         if options.photo is not None or not options.has_points:
             raise MixshowError(f"{pose}: expected a pose with json or people, which can be drawn")
+        if options.json is not None:
+            check_output(output, {"pose.json": options.json})
         target = wanted or own or _DEFAULT_SIZE
         people, _ = people_in(options, target)
     _write(people, target, output, pose)
@@ -76,6 +81,7 @@ def detect(
     Raises:
         MixshowError: no photograph, the extra or its weights are missing, or nobody is in the photograph.
     """
+    check_output(output, {str(photo): photo})
     picture = read_picture(photo)
     find = find or load_detector(detector, model, device_named(device))
     try:
@@ -165,5 +171,9 @@ def _scene(path: Path) -> tuple[Any, Size | None]:
     """The pose and the size of a scene's options file, or of a file with a pose alone."""
     contents = read_yaml(path)
     size = contents.get("size")
-    own = (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None
-    return contents.get("pose", contents), own
+    if size is None:
+        return contents.get("pose", contents), None
+    whole = isinstance(size, list) and all(isinstance(side, int) and not isinstance(side, bool) for side in size)
+    if not whole or len(size) != 2 or min(size) <= 0:
+        raise MixshowError(f"{path}: size: expected [width, height] in pixels, found {size}")
+    return contents.get("pose", contents), (size[0], size[1])

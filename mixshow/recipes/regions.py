@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Literal, cast
@@ -29,13 +29,18 @@ _OWN = "{prompt}"  # in a common prompt, the place of a region's own
 
 
 def read_regions(
-    options: SceneOptions, problems: list[str], concepts: Mapping[str, str] | None = None
+    options: SceneOptions,
+    problems: list[str],
+    concepts: Mapping[str, str] | None = None,
+    unplaced: Collection[int] = (),
 ) -> tuple[list[Region], SceneOptions]:
     """Read the regions from wherever the options have them.
 
     Args:
         concepts: the tokens of each concept that the model knows, for `{concept}` in prompts; None: the model is not
             known, concepts are left as their names.
+        unplaced: numbers of regions whose boxes stand for others that are not known yet; who lies over whom is not
+            asked of them.
         problems: what is wrong is added here; the result must then not be used.
 
     Returns:
@@ -65,8 +70,9 @@ def read_regions(
         except MixshowError as error:
             problems.append(f"{source}[{i}].{error}")
     if len(regions) == len(listed):
-        problems += [f"{source}[{i}]{problem}" for i, problem in _hidden(regions, options.size)]
-        _say_overlaps(regions, options.size, source)
+        placed = {i: region for i, region in enumerate(regions) if i not in unplaced}
+        problems += [f"{source}[{i}]{problem}" for i, problem in _hidden(placed, options.size)]
+        _say_overlaps(placed, options.size, source)
     listed = [_without_files(entry, options.size) for entry in listed] if not problems else listed
     return regions, dataclasses.replace(
         options, regions=listed, rewrite=None, layout=None, masks=None, edges=options.edges or _edges(options, listed)
@@ -226,25 +232,25 @@ def _edges(options: SceneOptions, listed: Sequence[RegionOptions]) -> Literal["h
     return "hard" if plain else "soft"
 
 
-def _hidden(regions: Sequence[Region], size: Size) -> list[tuple[int, str]]:
+def _hidden(regions: Mapping[int, Region], size: Size) -> list[tuple[int, str]]:
     """Regions of which nothing is left under higher ones."""
-    if len({region.priority for region in regions}) < 2:
+    if len({region.priority for region in regions.values()}) < 2:
         return []
-    left = region_shares(regions, size[1], size[0], size, Edges.SOFT)[1:].flatten(1).amax(1)
+    left = region_shares([*regions.values()], size[1], size[0], size, Edges.SOFT)[1:].flatten(1).amax(1)
     return [
         (i, ": lies wholly under regions of higher priority; expected a part of it to be seen")
-        for i, most in enumerate(left.tolist())
-        if most == 0 and not isinstance(regions[i].area, Sought)
+        for (i, region), most in zip(regions.items(), left.tolist(), strict=True)
+        if most == 0 and not isinstance(region.area, Sought)
     ]
 
 
-def _say_overlaps(regions: Sequence[Region], size: Size, source: str) -> None:
+def _say_overlaps(regions: Mapping[int, Region], size: Size, source: str) -> None:
     """One line when regions overlap and nothing says which of them has the place."""
-    bare = [region.area.area if isinstance(region.area, Feathered) else region.area for region in regions]
-    inside = [area.coverage(size[1], size[0], size, Edges.SOFT) > 0.5 for area in bare]
+    bare = {i: region.area.area if isinstance(region.area, Feathered) else region.area for i, region in regions.items()}
+    inside = {i: area.coverage(size[1], size[0], size, Edges.SOFT) > 0.5 for i, area in bare.items()}
     pairs = [
         f"{first} and {second}"
-        for first, second in combinations(range(len(regions)), 2)
+        for first, second in combinations(regions, 2)
         if regions[first].priority == regions[second].priority
         and regions[first].weight == regions[second].weight
         and (inside[first] & inside[second]).any()

@@ -49,8 +49,8 @@ def read_scene(
             options = dataclasses.replace(options, pose=pose.options)
         except MixshowError as error:
             problems.append(f"pose: {error}")
-    options = with_boxes_from_pose(options, pose, problems)
-    regions, options = read_regions(options, problems, concepts)
+    options, unplaced = with_boxes_from_pose(options, pose, problems)
+    regions, options = read_regions(options, problems, concepts, unplaced)
     conditions, options = read_conditions(options, problems)
     scene = Scene(
         prompt=options.prompt,
@@ -74,10 +74,11 @@ def read_scene(
         reading=PromptReading(options.prompt_weights, options.long_prompts == "windows", options.clip_skip),
     )
     if options.hires is not None and options.size is not None:
-        scene = dataclasses.replace(scene, second=second_pass(options.hires, options.size, multiple or 1))
+        scene = dataclasses.replace(scene, second=second_pass(options.hires, options.size, multiple))
     if options.image is not None and not problems:
         try:
-            start, image = start_picture(options.image, scene, options.regions)
+            rounded = multiple is not None or options.hires is None or options.hires.size is not None
+            start, image = start_picture(options.image, scene, options.regions, rounded=rounded)
             scene, options = dataclasses.replace(scene, start=start), dataclasses.replace(options, image=image)
         except MixshowError as error:
             problems.append(f"image.{error}")

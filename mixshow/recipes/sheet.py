@@ -9,8 +9,9 @@ from typing import Any
 from mixshow.config.load import build, to_plain
 from mixshow.config.scene import SceneOptions
 from mixshow.evaluation.page import Page
+from mixshow.models.vocabulary import concept_name, concept_words
 from mixshow.sampling.openpose import read_picture
-from mixshow.sampling.pictures import read_about
+from mixshow.sampling.pictures import decoded_picture, read_about
 
 _TOLD_ELSEWHERE = ("prompt", "negative_prompt", "regions", "seeds", "output", "batch_size")
 _LONGEST = 200  # characters of an option's value: pictures in base64 say nothing
@@ -46,10 +47,16 @@ def _describe(page: Page, scene: dict[str, Any], name: str) -> None:
         page.paragraph(f"Not: {scene['negative_prompt']}")
     if regions := scene.get("regions"):
         rows = [
-            (str(i), region["prompt"], region.get("negative_prompt") or "", _where(region))
+            (
+                str(i),
+                _who(region),
+                _where(region, scene.get("size")),
+                region["prompt"],
+                region.get("negative_prompt") or "",
+            )
             for i, region in enumerate(regions)
         ]
-        page.table(("region", "prompt", "not", "where"), rows)
+        page.table(("region", "who", "where", "prompt", "not"), rows)
     usual = to_plain(build(SceneOptions, {"prompt": "", "output": "usual.png"}))
     options = [
         (name, _short(value))
@@ -59,9 +66,23 @@ def _describe(page: Page, scene: dict[str, Any], name: str) -> None:
     page.table(("option", "value"), options)
 
 
-def _where(region: dict[str, Any]) -> str:
-    shapes = ((name, region.get(name)) for name in ("box", "polygon", "png"))
-    return next(("mask" if name == "png" else f"{name} {_short(value)}" for name, value in shapes if value), "")
+def _who(region: dict[str, Any]) -> str:
+    """The concepts that a region is about; none where it is described in words."""
+    named = dict.fromkeys(concept_name(word) for word in concept_words(region["prompt"]))
+    return ", ".join([region["concept"]] if region.get("concept") else named)
+
+
+def _where(region: dict[str, Any], size: list[int] | None) -> str:
+    """Where a region is, in pixels of the scene."""
+    if region.get("from"):
+        return f"found from {region['from']}"
+    if region.get("png"):
+        mask = decoded_picture(region["png"]).convert("L")
+        across, down = (side / own for side, own in zip(size or mask.size, mask.size))
+        box = zip(mask.getbbox() or (0, 0, 0, 0), (across, down) * 2)
+        return f"mask in box {_short([round(number * factor) for number, factor in box])}"
+    shapes = ((name, region.get(name)) for name in ("box", "polygon"))
+    return next((f"{name} {_short(value)}" for name, value in shapes if value), "")
 
 
 def _short(value: Any) -> str:

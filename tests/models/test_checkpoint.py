@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
 from mixshow.models import Base, load_base, save_base
 from mixshow.models.checkpoint import predicts_velocity
 from mixshow.models.checkpoint_names import unet_tensors
-from mixshow.models.checkpoint_shapes import SD1, SD2, UNET, XL, unet_config
+from mixshow.models.checkpoint_shapes import SD1, SD2, UNET, VAE, XL, unet_config
 from mixshow.models.clip_tokenizer import clip_tokenizer
 from mixshow.models.glance import glance_at
 from mixshow.recipes.lycoris import match
@@ -52,7 +52,24 @@ def test_a_file_is_the_base_it_was_made_of(written: tuple[Base, Path]) -> None:
 
 def test_a_glance_at_a_file_tells_its_geometry(written: tuple[Base, Path]) -> None:
     base, path = written
-    assert glance_at(path).size_multiple == base.topology.size_multiple
+    found = glance_at(path)
+    assert found.size_multiple == base.topology.size_multiple
+    assert found.unet["cross_attention_dim"] == base.unet.config.cross_attention_dim
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_glance_at_a_pickle_tells_as_much(written: tuple[Base, Path], tmp_path: Path, zipped: bool) -> None:
+    _, path = written
+    tensors, pickled = load_file(path), tmp_path / "model.ckpt"
+    torch.save({"state_dict": tensors}, pickled, _use_new_zipfile_serialization=zipped)
+    assert glance_at(pickled) == glance_at(path)
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(VAE)}
+    alone = {name.removeprefix(VAE): tensor for name, tensor in tensors.items() if name.startswith(VAE)}
+    torch.save(rest, pickled, _use_new_zipfile_serialization=zipped)
+    torch.save(alone, tmp_path / "vae.ckpt", _use_new_zipfile_serialization=zipped)
+    assert glance_at(pickled, vae=tmp_path / "vae.ckpt") == glance_at(path)
+    with pytest.raises(MixshowError, match="it holds no autoencoder"):
+        glance_at(pickled)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""`mixshow compose` with pictures to begin from, second passes, previews, sheets, weights; `mixshow scene import`."""
+"""`mixshow compose` with pictures to begin from, second passes, previews, sheets, weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import yaml
 from PIL import Image
 
 from mixshow.cli.main import main
-from mixshow.config.load import load
 from mixshow.config.region import RegionOptions
-from mixshow.config.scene import SceneOptions
-from mixshow.models import Base
 from mixshow.recipes.passes import region_numbers
 from mixshow.sampling.pictures import read_about, save_picture
 
@@ -206,37 +203,3 @@ def test_several_scenes_on_one_sheet(
     other.write_text(yaml.safe_dump(scene | {"output": "x.png", "size": [100, 64]}))
     loaded.clear()
     assert compose(scene, str(other)) == 2 and not loaded  # all are checked before the first is made
-
-
-@pytest.mark.parametrize("pose", [True, False])
-def test_published_layouts_become_scenes(
-    shared_fixtures: Path, tmp_path: Path, pose: bool, capsys: pytest.CaptureFixture
-) -> None:
-    for file in sorted((shared_fixtures / "layouts").glob("*.txt")):
-        output = tmp_path / f"{file.stem}.yml"
-        adapter = ["--adapter", "some/adapter"] if pose else []
-        assert main(["scene", "import", str(file), "--output", str(output), "--prompt", "a lake", *adapter]) == 0
-        options = load(SceneOptions, output)
-        assert options.size == (1024, 512) and len(options.regions) >= 3 and options.edges == "hard"
-        assert (options.pose is not None) == pose and not options.prompt_weights and options.long_prompts == "cut"
-    first = load(SceneOptions, tmp_path / "bengio_lecun_bengio.yml").regions[0]
-    assert first.box == (51, 6, 293, 512) and first.prompt == "<bengio1> <bengio2>"
-
-
-def test_region_strings_become_scenes(
-    tiny: Base, scene: dict, compose: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    text = tmp_path / "regions.txt"
-    text.write_text("[a (boy)]-*-[red]-*-[0, 0, 64, 40]|\n[a girl]-*-[]-*-[0, 64, 64, 128]\n")
-    output = tmp_path / "imported.yml"
-    command = ["scene", "import", str(text), "--output", str(output), "--model", scene["model"]]
-    assert main(command) == 2
-    assert "expected a pose picture regions.png beside it, or --size WxH" in capsys.readouterr().err
-    assert main([*command, "--size", "100x64"]) == 2
-    assert "region 1: [left 64, top 0, right 128, bottom 64] is not inside" in capsys.readouterr().err
-    assert main([*command, "--size", "wide"]) == 2
-    assert main([*command, "--size", "128x64", "--prompt", scene["prompt"]]) == 0
-    assert main(["compose", str(output), "steps=2", "guidance=3", "precision=fp32"]) == 0
-    rewrite = {"rewrite": " ".join(text.read_text().split()), "regions": [], "prompt_weights": False}
-    assert compose(scene | rewrite) == 0
-    assert (pixels(tmp_path / "scene.png") == pixels(tmp_path / "imported.png")).all()

@@ -168,6 +168,27 @@ def test_people_of_a_photograph(tmp_path: Path, caplog: pytest.LogCaptureFixture
         with_photo_read(scene_options(pose), lambda _: [])
 
 
+def test_who_lies_under_whom_is_asked_of_boxes_that_are_known(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (512, 256)).save(photo)
+    person, backdrop = {"prompt": "a", "person": 1, "priority": 1}, {"prompt": "b", "box": [0, 0, 1, 1]}
+    read({"photo": str(photo)}, [person, backdrop])  # one person's box is all of the picture as long as nobody is found
+    found = with_photo_read(
+        scene_options({"photo": str(photo)}, [person, backdrop]), lambda _: [PEOPLE[0] / (*SIZE, 1)]
+    )
+    problems: list[str] = []
+    assert len(read_scene(found, problems)[0].regions) == 2 and not problems
+    small = {"prompt": "c", "box": [100, 50, 110, 60], "priority": -1}  # under the backdrop, whoever is found
+    read_scene(scene_options({"photo": str(photo)}, [person, backdrop, small]), problems)
+    assert problems == ["regions[2]: lies wholly under regions of higher priority; expected a part of it to be seen"]
+    x, y = PEOPLE[0][:, 0].mean(), PEOPLE[0][:, 1].mean()
+    small = {"prompt": "c", "box": [int(x), int(y), int(x) + 4, int(y) + 4]}
+    found = with_photo_read(scene_options({"photo": str(photo)}, [person, small]), lambda _: [PEOPLE[0] / (*SIZE, 1)])
+    problems.clear()
+    read_scene(found, problems)
+    assert len(problems) == 1 and problems[0].startswith("regions[1]: lies wholly under")
+
+
 def test_the_shipped_scene_of_named_poses() -> None:
     path = Path(__file__).resolve().parents[2] / "options" / "compose" / "named_poses.yml"
     problems: list[str] = []
