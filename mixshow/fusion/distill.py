@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from mixshow.core.attachment import Attachment
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
+from mixshow.edlora.interrupt import StepInterrupt
 from mixshow.edlora.layerwise import layerwise_states
+from mixshow.fusion.distill_checkpoint import Checkpoints, Position, parameters_of
 from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
@@ -45,6 +47,7 @@ def distill(
     plan: DistillPlan,
     *,
     stopping: EarlyStopping[Weights] | None = None,
+    checkpoints: Checkpoints | None = None,
     show_progress: bool = False,
 ) -> Fusion:
     """Refine a fusion. The base is unchanged afterwards.
@@ -53,6 +56,7 @@ def distill(
         fusion: where to start; the weights it changes in the UNet are the ones that move, its biases, embeddings and
             text encoder stay.
         stopping: ends earlier and chooses the step, the start included; None: the last step is the result.
+        checkpoints: where an interrupted run goes on from, and this one leaves what it did.
 
     Returns:
         A fusion with full-rank changes in the UNet, unless the start was the best.
@@ -63,12 +67,16 @@ def distill(
     start = fusion
     curriculum: Curriculum | None = None
     optimizer_state: dict[str, Any] | None = None
-    for number in range(plan.rounds):
-        walker = fusion if number else None
-        written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
-        curriculum = written if curriculum is None else curriculum.with_more(written)
+    left = None if checkpoints is None else checkpoints.read(base.device)
+    for number in range(left.number if left else 0, plan.rounds):
+        if left is not None and number == left.number:
+            curriculum = left.curriculum
+        else:
+            walker, left = fusion if number else None, None
+            written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
+            curriculum = written if curriculum is None else curriculum.with_more(written)
         fusion, optimizer_state, stopped = _round(
-            base, fusion, curriculum, plan, number, optimizer_state, stopping, show_progress
+            base, fusion, curriculum, plan, number, optimizer_state, stopping, checkpoints, left, show_progress
         )
         if stopped:
             break
@@ -102,6 +110,8 @@ def _round(
     number: int,
     optimizer_state: dict[str, Any] | None,
     stopping: EarlyStopping[Weights] | None,
+    checkpoints: Checkpoints | None,
+    left: Position | None,
     show_progress: bool,
 ) -> tuple[Fusion, dict[str, Any], bool]:
     """One round's optimizer steps; returns the refined fusion, the optimizer's state and whether to stop here."""
@@ -112,6 +122,10 @@ def _round(
         optimizer = torch.optim.AdamW(weights.values(), lr=plan.rate, weight_decay=0.0)
         if optimizer_state is not None:
             optimizer.load_state_dict(optimizer_state)
+        if left is not None:
+            left.restore(optimizer)
+            if stopping is not None and left.stopping is not None:
+                stopping.load_state_dict(left.stopping)
 
         def values() -> Weights:
             return {path: weight.detach().clone() for path, weight in weights.items()}
@@ -119,7 +133,12 @@ def _round(
         def look(step: int) -> bool:
             return stopping is not None and stopping.look(fused, step, values)
 
-        stopped = (number == 0 and look(0)) or _train(fused, optimizer, curriculum, plan, number, look, show_progress)
+        def keep(step: int, generator: torch.Generator, *, ended: bool = False, now: bool = False) -> None:
+            if checkpoints is not None and (now or checkpoints.due):
+                checkpoints.write(number, step, optimizer, generator, curriculum, stopping, ended=ended)
+
+        stopped = (number == 0 and look(0)) if left is None else left.ended
+        stopped = stopped or _train(fused, optimizer, curriculum, plan, number, look, keep, left, show_progress)
         refined = values()
     return _moved(base, fusion, refined), optimizer.state_dict(), stopped
 
@@ -135,7 +154,7 @@ def _moved(base: Base, fusion: Fusion, refined: Weights) -> Fusion:
     changes = dict(fusion.changes)
     for path, weight in _unet_weights(base, fusion).items():
         before = changes[path]
-        moved = (refined[path] - weight.detach().float()).reshape(len(before), -1).to(before)
+        moved = (refined[path].to(weight.device) - weight.detach().float()).reshape(len(before), -1).to(before)
         changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
     return dataclasses.replace(fusion, changes=changes)
 
@@ -147,19 +166,28 @@ def _train(
     plan: DistillPlan,
     number: int,
     look: Callable[[int], bool],
+    keep: Callable[..., None],
+    left: Position | None,
     show_progress: bool,
 ) -> bool:
-    """The steps of one round; whether a look, every so many of them, ended it."""
+    """The steps of one round, or what is left of them; whether a look, every so many of them, ended it."""
     sets = [*curriculum.concepts, curriculum.empty, curriculum.ordinary]
     taught = 1 - plan.empty - plan.ordinary
     shares = torch.tensor([taught / len(curriculum.concepts)] * len(curriculum.concepts) + [plan.empty, plan.ordinary])
     states = states_of(fused, [prompt for lessons in sets for prompt in lessons.prompts])
     floor = 1e-3 * max(curriculum.scale.values())
     generator = torch_generator(plan.seed, "distill", number)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     steps = range(plan.steps * number // plan.rounds, plan.steps * (number + 1) // plan.rounds)
+    if left is not None:
+        generator.set_state(left.generator)
+        steps = range(left.step, steps.stop)
+    keep(steps.start, generator)  # the lessons may have taken long
     what = f"distilling {number + 1} of {plan.rounds}"
-    with progress_bar(len(steps), what, enabled=show_progress) as bar, layerwise_states(fused.unet):
+    with (
+        progress_bar(len(steps), what, enabled=show_progress) as bar,
+        layerwise_states(fused.unet),
+        StepInterrupt() as interrupt,
+    ):
         for step in steps:
             for group in optimizer.param_groups:
                 group["lr"] = _rate_at(step, plan)
@@ -173,12 +201,16 @@ def _train(
             loss = (errors / unit.to(errors.device)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), 1.0)
             optimizer.step()
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)
-            if ((step + 1) % plan.look_every == 0 or step + 1 == plan.steps) and look(step + 1):
+            ended = ((step + 1) % plan.look_every == 0 or step + 1 == plan.steps) and look(step + 1)
+            keep(step + 1, generator, ended=ended, now=interrupt.requested)
+            if interrupt.requested:
+                raise KeyboardInterrupt
+            if ended:
                 return True
     return False
 

@@ -31,6 +31,7 @@ from mixshow.recipes.fuse_members import collisions, listed_concepts, read_membe
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
 from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
+from mixshow.recipes.fuse_work import remove_work_folder, solved_layers
 from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size
 
@@ -78,8 +79,7 @@ def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = f
     resolved = options if kept is None else kept.named_in(options)
     about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(resolved))
     write_fused(base, members, fusion, factors, about, options, files={} if kept is None else kept.to_keep())
-    if statistics is not None:
-        statistics.finish()
+    remove_work_folder(options)
     _tell(options.output, about["advice"], held_out)
     return options.output
 
@@ -122,9 +122,11 @@ def _solved(
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
+    problem = collection_for(options), *problem_of(options)
     fusion = fuse_members(
-        base, members, collection_for(options), *problem_of(options),
+        base, members, *problem,
         recorded=None if statistics is None else statistics.recorded,
+        solutions=None if statistics is None else solved_layers(base, members, options, statistics.key, *problem),
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
         processes=processes, show_progress=processes.main,
     )  # fmt: skip

@@ -15,9 +15,8 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion import cost
 from mixshow.fusion.cost import Passes
-from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.recording import recording_bytes, solving_memory
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states

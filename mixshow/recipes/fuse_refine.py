@@ -20,6 +20,7 @@ from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.solvers import Solver
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base
+from mixshow.recipes.fuse_work import distill_checkpoints
 
 _SEED = 2  # of the validation pictures' start noise
 
@@ -48,7 +49,11 @@ def refined(
             passes=options.refine.passes, stopping=stopping, show_progress=True,
         )  # fmt: skip
     else:
-        found = distill(base, members, fusion, distill_plan(options), stopping=stopping, show_progress=True)
+        plan, validation = distill_plan(options), validation_plan(options) if options.refine.stops else None
+        found = distill(
+            base, members, fusion, plan, stopping=stopping,
+            checkpoints=distill_checkpoints(base, members, options, fusion, plan, validation), show_progress=True,
+        )  # fmt: skip
     what = "re-recording" if options.refine.method == "rerecord" else "distilling"
     return dataclasses.replace(found, seconds={**fusion.seconds, what: time.monotonic() - start})
 
