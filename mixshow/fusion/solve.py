@@ -174,14 +174,18 @@ def _parts(names: Sequence[str], sets: Sequence[Inputs]) -> Iterator[list[str]]:
 
 def group_bytes(inputs: Sequence[LayerInputs]) -> int:
     """Memory that layers with these inputs, one of each concept, take while they are solved with all at hand."""
-    return 8 * (len(inputs) + _MATRICES) * max(each.shape.numel() for each in inputs)
+    return at_hand_bytes(max(each.shape.numel() for each in inputs), len(inputs))
+
+
+def at_hand_bytes(elements: int, sets: int) -> int:
+    """The same, where moments have so many elements, one for each set of statistics."""
+    return 8 * (sets + _MATRICES) * elements
 
 
 def solving_bytes(elements: Sequence[int], sets: int) -> int:
     """Memory that solving takes, where moments have so many elements, one for each set of statistics."""
     every, widest = sum(elements), max(elements, default=0)
-    at_hand = 8 * (sets + _MATRICES)
-    return min(at_hand * every, max(_BYTES, 8 * (1 + _MATRICES) * widest))
+    return min(at_hand_bytes(every, sets), max(_BYTES, at_hand_bytes(widest, 1)))
 
 
 def _is_rows(inputs: LayerInputs) -> bool:

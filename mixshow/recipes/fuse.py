@@ -15,7 +15,6 @@ from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
-from mixshow.fusion.collect import Collection
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
@@ -30,9 +29,8 @@ from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
-from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
+from mixshow.recipes.fuse_statistics import FusionStatistics, collection_for, gather_statistics
 from mixshow.recipes.fuse_work import remove_work_folder, solved_layers
-from mixshow.recipes.statistics import collection_of
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -133,12 +131,6 @@ def _solved(
     if statistics is None:
         return fusion
     return dataclasses.replace(fusion, seconds={"recording": statistics.seconds, **fusion.seconds})
-
-
-def collection_for(options: FuseOptions) -> Collection:
-    """With rows where the objective wants them."""
-    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
-    return dataclasses.replace(collection_of(options.statistics), rows=rows)
 
 
 def problem_of(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:

@@ -22,9 +22,10 @@ from mixshow.fusion.coverage import fused_layers, inputs_for
 from mixshow.fusion.fuse import Recorded
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.memory import fusion_memory
 from mixshow.fusion.origin import Origin, Origins
 from mixshow.fusion.prompts import CAPTIONS
-from mixshow.fusion.recording import record_all, recording_bytes, solving_memory
+from mixshow.fusion.recording import record_all
 from mixshow.fusion.sharing import summed
 from mixshow.fusion.solved_layers import digest
 from mixshow.fusion.statistics import input_width
@@ -110,15 +111,18 @@ def gather_statistics(
             moments, all of them together.
         MixshowError: there is too little memory; a file cannot be written.
     """
-    if options.method not in SOLVING or options.statistics.collect == "progressive":
+    if options.method not in SOLVING:
         return None
-    collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
+    collection, captions = collection_for(options), options.anchor.captions or CAPTIONS
     layers = fused_layers(base, members)
+    if collection.progressive:
+        _check_memory(base, members, options, layers, recording=False)
+        return None
     wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, source, known)
-    _check_memory(base, wanted, layers, collection)
+    waiting = [key for key, each in wanted.items() if each.file is None]
+    _check_memory(base, members, options, layers, recording=bool(waiting))
     start = time.monotonic()
     opened: dict[str, StatisticsFile] = {}
-    waiting = [key for key, each in wanted.items() if each.file is None]
     processes = processes or Processes.alone()
     # A picture's step counts one; text features, which take little beside them, count with the first.
     steps = {key: _steps(wanted[key], collection, captions, processes.part(i)) for i, key in enumerate(wanted)}
@@ -143,17 +147,23 @@ def gather_statistics(
     return FusionStatistics(dict.fromkeys(Stage, recorded), files, decisive, time.monotonic() - start)
 
 
-def check_given_statistics(base: Base, members: Sequence[Member], options: FuseOptions, source: str) -> None:
-    """Refuse files of statistics that do not fit, as fusing does.
+def statistics_at_hand(base: Base, members: Sequence[Member], options: FuseOptions, source: str) -> set[str]:
+    """Which statistics need not be recorded, by the option that names them; files that do not fit are refused.
 
     Raises:
         OptionsError: what is wrong with them, all together.
     """
     if options.method not in SOLVING or options.statistics.collect == "progressive":
-        return
-    collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
-    origins = Origins(base, collection, captions)
-    _wanted(base, members, options, origins, fused_layers(base, members), source, frozenset())
+        return set()
+    origins = Origins(base, collection_for(options), options.anchor.captions or CAPTIONS)
+    wanted = _wanted(base, members, options, origins, fused_layers(base, members), source, frozenset())
+    return {key for key, each in wanted.items() if each.file is not None}
+
+
+def collection_for(options: FuseOptions) -> Collection:
+    """With rows where the objective wants them."""
+    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
+    return dataclasses.replace(collection_of(options.statistics), rows=rows)
 
 
 def _wanted(
@@ -166,7 +176,7 @@ def _wanted(
     known: AbstractSet[Path],
 ) -> dict[str, _Wanted]:
     """By the option that names them; with the files that are at hand, checked."""
-    folder, collection = work_folder(options), collection_of(options.statistics)
+    folder, collection = work_folder(options), collection_for(options)
     given: dict[str, tuple[Member | None, Path | None]] = {
         f"concepts[{i}]": (member, options.concepts_listed[i].statistics) for i, member in enumerate(members)
     }
@@ -248,8 +258,28 @@ def concept_name(tokens: Iterable[str], text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", next(iter(names), text))
 
 
-def _check_memory(base: Base, wanted: Mapping[str, _Wanted], layers: Sequence[Layer], collection: Collection) -> None:
-    recording = recording_bytes(layers, collection) if any(each.file is None for each in wanted.values()) else 0
-    solving = solving_memory(layers, collection, len(wanted))
-    what = "recording statistics" if recording > solving else "solving"
-    check_memory(what, max(recording, solving), base.device, "fuse on a machine with more")
+def memory_needed(
+    members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
+) -> dict[str, int]:
+    """Bytes beside the model by what they are needed for.
+
+    Args:
+        layers: that the members change.
+        recording: whether any statistics are recorded beforehand.
+    """
+    anchored = options.anchor.weight > 0 and options.method != "subspace"
+    return fusion_memory(
+        layers, collection_for(options), len(members), len(members) + anchored, recording=recording,
+        again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
+    )  # fmt: skip
+
+
+def _check_memory(
+    base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
+) -> None:
+    needed = memory_needed(members, options, layers, recording=recording)
+    what = max(needed, key=needed.__getitem__)
+    advice = "fuse on a machine with more"
+    if options.solver.objective != "squares":
+        advice = f"lower statistics.rows, or {advice}"
+    check_memory(what, needed[what], base.device, advice)

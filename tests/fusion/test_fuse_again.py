@@ -152,7 +152,7 @@ def test_one_file_keeps_its_statistics_beside_it(fused: Path, monkeypatch: pytes
     assert before == {path: path.read_bytes() for path in before} and not list(fused.glob("two*"))
     assert not list(fused.glob("*.partial"))
     assert main(["fuse", "one.safetensors", "--remove", "duck"]) == 0
-    names = [concept["tokens"] for concept in read_json("one_fusion_report.json")["concepts"]]
+    names = [concept["tokens"] for concept in json.loads(Path("one_fusion_report.json").read_text())["concepts"]]
     assert names == [["<fox1>", "<fox2>"]]
 
 
