@@ -33,6 +33,10 @@ class DistinctInputs:
         """Of their moments."""
         return self.count * self.width**2
 
+    def kept_elements(self, collection: Collection) -> int:
+        """Of the rows in their place, which every layer keeps for itself."""
+        return len(self.outputs) * self.width * collection.kept_rows
+
     def is_wide(self, collection: Collection) -> bool:
         """Whether rows are kept in place of the moment."""
         return self.width > collection.moment_width

@@ -57,7 +57,7 @@ def fusion_memory(
 def recording_bytes(layers: Sequence[Layer], collection: Collection) -> int:
     """Of recording one concept: rows, or moments in float64 beside their latest products."""
     return sum(
-        4 * each.width * collection.kept_rows if each.is_wide(collection) else 16 * each.elements
+        4 * each.kept_elements(collection) if each.is_wide(collection) else 16 * each.elements
         for each in distinct_inputs(layers)
     )
 
@@ -65,7 +65,7 @@ def recording_bytes(layers: Sequence[Layer], collection: Collection) -> int:
 def held_bytes(layers: Sequence[Layer], collection: Collection, sets: int) -> int:
     """Of statistics that are at hand, as they were recorded."""
     return sets * sum(
-        4 * each.width * collection.kept_rows if each.is_wide(collection) else 8 * each.elements
+        4 * each.kept_elements(collection) if each.is_wide(collection) else 8 * each.elements
         for each in distinct_inputs(layers)
     )
 

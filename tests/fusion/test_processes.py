@@ -173,7 +173,7 @@ def test_the_plan_knows_that_wide_layers_are_solved_in_the_span_of_their_rows(
     inputs = distinct_inputs(changed_layers(tiny, members, Stage.SPATIAL))
     moments, rows = Collection(), Collection(moment_width=1, kept_rows=2)
     assert cost.stored_bytes(inputs, moments, 3) == 3 * sum(2 * each.elements for each in inputs)
-    assert cost.stored_bytes(inputs, rows, 3) == 3 * sum(8 * each.width for each in inputs)
+    assert cost.stored_bytes(inputs, rows, 3) == 3 * sum(8 * each.width * len(each.outputs) for each in inputs)
     assert cost.solving_operations(inputs, rows, 8, 3) < cost.solving_operations(inputs, moments, 8, 3)
 
 
