@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
-            "\nmixshow: stopped; finished files are whole, training resumes from its last checkpoint", file=sys.stderr
+            "\nmixshow: stopped; finished files are whole, training and fusing go on from them", file=sys.stderr
         )
         return EXIT_INTERRUPTED
     except OSError as error:
