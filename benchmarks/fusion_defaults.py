@@ -1,11 +1,13 @@
-"""Choosing the defaults of fusion: ways of collecting x rows x ridge x anchor, by held-out errors.
+"""Choosing the defaults of fusion: ways of collecting x rows x ridge x anchor x shrinkage, by held-out errors.
 
-    python benchmarks/fusion_defaults.py BASE CONCEPT [CONCEPT ...]
+    python benchmarks/fusion_defaults.py BASE CONCEPT [CONCEPT ...] [--ridges 1e-2] [--anchors 0 0.3] [--passes 4]
 
 E is 0 where the fused model predicts noise like the concept's own model, 1 where it does no better than the base;
 drift is what the fused model does to ordinary captions. Statistics are recorded once per way of collecting and reused
-for every ridge and anchor (only progressive ones depend on the solution and are recorded anew). `--distill 100 300`
-adds the default way, then so many steps of distilling.
+for every objective (only progressive ones depend on the solution and are recorded anew). `--passes` adds the default
+way refined by recording again, pass by pass, `--distill 100 300` the same after so many steps of distilling.
+
+`--groups` tells where E comes from: by stage, E of a concept's own model in which that stage alone is the fused one.
 """
 
 from __future__ import annotations
@@ -13,91 +15,140 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mixshow.config.fuse import FuseOptions
+from mixshow.core.progress import log
+from mixshow.evaluation.page import markdown_table
 from mixshow.formats import read_concept
 from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.collect import PUBLISHED, Collection
 from mixshow.fusion.distill import distill
 from mixshow.fusion.fuse import Fusion, Objective, fuse, record_stage
 from mixshow.fusion.heldout import HeldOut
-from mixshow.fusion.layers import Stage
+from mixshow.fusion.layers import Stage, layers_of, put_in_place
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
-from mixshow.fusion.prompts import CAPTIONS
+from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
+from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.solvers import Exact
 from mixshow.models import Base, load_base
 
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-ANCHORS = (0.0, 0.3, 1.0)
+DEFAULT = "independent, all rows and prompts"
 COLLECTIONS = {
     "progressive, published rows and prompts": PUBLISHED,
     "progressive, all rows and prompts": Collection(progressive=True),
     "independent, published rows and prompts": replace(PUBLISHED, progressive=False),
     "independent, concept rows, all prompts": Collection(every_position=False),
-    "independent, all rows and prompts": Collection(),
+    DEFAULT: Collection(),
+    "independent, all rows, half of the prompts": Collection(text_prompts=TEXT[::2], picture_prompts=PICTURES[::2]),
+    "independent, all rows, pictures of all text prompts": Collection(picture_prompts=TEXT),
 }
+SOLVERS = dict.fromkeys(Stage, Exact())
 
 
-def table(
-    base: Base, members: Sequence[Member], *, ridges: Sequence[float], anchors: Sequence[float]
-) -> list[tuple[str, Fusion]]:
-    """Every way of fusing, with its name."""
-    fusions = [("sum of changes", weighted_sum(base, members)), ("average of changes", weight_average(base, members))]
-    for name, collection in COLLECTIONS.items():
-        recorded = None
+def solved(base: Base, members: Sequence[Member], given: argparse.Namespace) -> Iterator[tuple[str, Fusion]]:
+    """Every way of fusing that solves, with its name."""
+    for name in given.collections:
+        collection, recorded = COLLECTIONS[name], None
         if not collection.progressive:
             with_anchor = Objective(anchor_weight=1.0, captions=CAPTIONS)
             recorded = {
                 stage: record_stage(base, members, stage, collection, with_anchor, show_progress=True)
                 for stage in Stage
             }
-        for ridge, anchor in itertools.product(ridges, anchors):
-            objective = Objective(ridge=ridge, anchor_weight=anchor, captions=CAPTIONS)
-            fusion = fuse(base, members, collection, objective, dict.fromkeys(Stage, Exact()), recorded=recorded)
-            fusions.append((f"{name}, ridge {ridge:g}, anchor {anchor:g}", fusion))
-    return fusions
+        wanted = itertools.product(given.ridges, given.anchors, given.shrinkages, given.normalise)
+        for ridge, anchor, shrinkage, normalise in wanted:
+            objective = Objective(ridge, anchor, CAPTIONS, shrinkage=shrinkage, normalise=normalise)
+            fusion = fuse(base, members, collection, objective, SOLVERS, recorded=recorded)
+            more = "" if normalise == "none" else f", normalised by {normalise}"
+            more += f", shrinkage {shrinkage:g}" if shrinkage else ""
+            yield f"{name}, ridge {ridge:g}, anchor {anchor:g}{more}", fusion
 
 
-def distilled(base: Base, members: Sequence[Member], steps: Sequence[int]) -> list[tuple[str, Fusion]]:
-    """The default way of fusing, refined for so many steps."""
+def refined(base: Base, members: Sequence[Member], given: argparse.Namespace) -> Iterator[tuple[str, Fusion]]:
+    """The default way of fusing, refined."""
+    if not given.passes and not given.distill:
+        return
     defaults = FuseOptions(base="", concepts=[], output=Path())
     objective = Objective(defaults.solver.ridge, defaults.anchor.weight, CAPTIONS)
-    start = fuse(base, members, Collection(), objective, dict.fromkeys(Stage, Exact()), show_progress=True)
-    rate = defaults.refine.rate
-    return [
-        (f"default, {count} steps of distilling", distill(base, members, start, DistillPlan(count, rate)))
-        for count in steps
-    ]
+    start = fuse(base, members, Collection(), objective, SOLVERS, show_progress=True)
+    again = start
+    for number in range(1, given.passes + 1):
+        again = rerecord(base, members, again, Collection(), objective, SOLVERS, passes=1, show_progress=True)
+        yield f"default, recorded again {number} times", again
+    for count in given.distill:
+        plan = DistillPlan(count, defaults.refine.rate)
+        yield f"default, {count} steps of distilling", distill(base, members, start, plan, show_progress=True)
+
+
+def group_errors(base: Base, members: Sequence[Member], fusion: Fusion, held_out: HeldOut) -> dict[Stage, float]:
+    """Mean E where one stage is the fused one and the others are the concept's own."""
+    modules = {layer.path: layer.module for layer in layers_of(base).values()}
+    found: dict[Stage, list[float]] = {stage: [] for stage in Stage}
+    stages = {layer.path: layer.stage for layer in layers_of(base).values()}
+    for stage, member in itertools.product(Stage, members):
+        changes = {path: change for path, change in fusion.changes.items() if stages[path] is stage}
+        others = [other for other in Stage if other is not stage]
+        with member.in_place(base, others) as own, put_in_place(modules, changes):
+            found[stage].append(held_out.error(member.concept.text, own))
+    return {stage: statistics.mean(errors) for stage, errors in found.items()}
+
+
+def row(
+    base: Base, members: Sequence[Member], name: str, fusion: Fusion, held_out: HeldOut, groups: bool
+) -> dict[str, float | str]:
+    """What is printed of one way."""
+    with fusion.in_place(base) as fused:
+        scores = held_out.score(fused)
+    found: dict[str, float | str] = {"fused by": name, "mean E": statistics.mean(scores.errors.values())}
+    if groups:
+        by_stage = group_errors(base, members, fusion, held_out)
+        found |= {f"{stage.value} alone": error for stage, error in by_stage.items()}
+    found |= {**scores.errors, "drift": scores.drift}
+    log.info("%s: mean E %.3f, drift %.3f", name, found["mean E"], scores.drift)
+    return found
+
+
+def as_text(values: Mapping[str, float | str], average: Mapping[str, float | str]) -> list[str]:
+    """A row of the table, with ratios to averaging."""
+    shown = []
+    for key, value in values.items():
+        if isinstance(value, str):
+            shown.append(value)
+            continue
+        ratio = f" ({value / float(average[key]):.2f})" if key in ("mean E", "drift") else ""
+        shown.append(f"{value:.3f}{ratio}")
+    return shown
 
 
 def main() -> None:
-    """Print the table, best mean E last."""
+    """Print the table, ratios to averaging in brackets, best mean E last."""
     parser = argparse.ArgumentParser(description="held-out errors of many ways of fusing")
     parser.add_argument("base", help="'puppets', a diffusers folder or a hub id")
     parser.add_argument("concepts", nargs="+", type=Path, help="concept files")
-    parser.add_argument("--ridges", nargs="+", type=float, default=RIDGES)
-    parser.add_argument("--anchors", nargs="+", type=float, default=ANCHORS)
+    parser.add_argument("--collections", nargs="*", choices=list(COLLECTIONS), default=list(COLLECTIONS))
+    parser.add_argument("--ridges", nargs="+", type=float, default=(1e-6, 1e-4, 1e-3, 1e-2, 1e-1))
+    parser.add_argument("--anchors", nargs="+", type=float, default=(0.0, 0.3, 1.0))
+    parser.add_argument("--shrinkages", nargs="+", type=float, default=(0.0,))
+    parser.add_argument("--normalise", nargs="+", choices=("none", "inputs", "changes"), default=("none",))
+    parser.add_argument("--passes", type=int, default=0, help="of recording again")
     parser.add_argument("--distill", nargs="*", type=int, default=[], metavar="STEPS")
-    arguments = parser.parse_args()
-    base = load_base(arguments.base)
-    members = [Member(read_concept(path)) for path in arguments.concepts]
+    parser.add_argument("--groups", action="store_true", help="E by group of layers too")
+    given = parser.parse_args()
+    base = load_base(given.base)
+    members = [Member(read_concept(path)) for path in given.concepts]
     held_out = HeldOut(base, members, show_progress=True)
-    rows = []
-    fusions = table(base, members, ridges=arguments.ridges, anchors=arguments.anchors)
-    for name, fusion in fusions + distilled(base, members, arguments.distill):
-        fused, attachment = fusion.attach(base)
-        with attachment:
-            scores = held_out.score(fused)
-        rows.append((statistics.mean(scores.errors.values()), name, scores))
-    width = max(len(name) for _, name, _ in rows)
-    print(f"{'fused by':<{width}}  mean E  " + "  ".join(member.concept.text for member in members) + "  drift")
-    for mean, name, scores in sorted(rows, key=lambda row: -row[0]):
-        each = "  ".join(f"{scores.errors[member.concept.text]:>{len(member.concept.text)}.2f}" for member in members)
-        print(f"{name:<{width}}  {mean:6.2f}  {each}  {scores.drift:.3f}")
+    measured = partial(row, base, members, held_out=held_out, groups=given.groups)
+    average = measured("average of changes", weight_average(base, members))
+    rows = [average, measured("sum of changes", weighted_sum(base, members))]
+    for name, fusion in itertools.chain(solved(base, members, given), refined(base, members, given)):
+        rows.append(measured(name, fusion))
+    rows.sort(key=lambda each: -float(each["mean E"]))
+    print(markdown_table(list(average), [as_text(each, average) for each in rows]))
 
 
 if __name__ == "__main__":

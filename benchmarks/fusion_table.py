@@ -8,7 +8,8 @@ same prompts and seeds for a character's own model and for the fused one. Identi
 the character. Place: pictures in which it sees the place that the prompt names. E and drift: `mixshow fuse`'s held-out
 report.
 
-Stopped, it goes on where it was; what is done is not done again, and `--report` prints what there is.
+Stopped, it goes on where it was; what is done is not done again, and `--report` prints what there is. Several may run
+at once, for other seeds. More pictures asked for later are added to those that are there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mixshow.config.load import dump, load
 from mixshow.config.train import TrainOptions
@@ -44,6 +44,7 @@ from mixshow.recipes.train import CONCEPT_FILE
 
 OPTIONS = Path(__file__).resolve().parents[1] / "options" / "train" / "edlora"
 OURS, AVERAGE = "distill", "average"
+Hits = Mapping[tuple[str, int], bool]
 _WITHOUT = "refine.method=none"
 # Overrides of `mixshow fuse` by the name of the way.
 METHODS: Mapping[str, Sequence[str]] = {
@@ -63,9 +64,11 @@ class Table:
     """What is compared.
 
     Attributes:
-        pictures: of each character and seed.
+        pictures: of each character and seed, from its own model and from ours.
+        other_pictures: the same from the other ways' models; 0: their held-out report alone.
         steps: of training; None: as the options files say.
         more: further overrides of `mixshow fuse`.
+        keep: the fused models too, in folders beside their results.
     """
 
     output: Path
@@ -74,8 +77,10 @@ class Table:
     seeds: Sequence[int]
     methods: Sequence[str]
     pictures: int
+    other_pictures: int
     steps: int | None
     more: Sequence[str]
+    keep: bool = False
 
     @property
     def members(self) -> list[str]:
@@ -86,12 +91,15 @@ class Table:
         return self.output / "concepts" / f"{name}_seed{seed}{'' if self.steps is None else f'_steps{self.steps}'}"
 
     def single_file(self, name: str, seed: int) -> Path:
-        return self.concept_folder(name, seed) / f"judged_{self.pictures}.json"
+        return self.concept_folder(name, seed) / "judged.json"
 
     def fused_file(self, method: str, size: int, seed: int) -> Path:
         training = "" if self.steps is None else f"_steps{self.steps}"
-        name = f"{'-'.join(self.cast[:size])}_seed{seed}{training}_{self.pictures}.json"
+        name = f"{'-'.join(self.cast[:size])}_seed{seed}{training}.json"
         return self.output / "fused" / method / name
+
+    def pictures_of(self, method: str) -> int:
+        return self.pictures if method == OURS else self.other_pictures
 
 
 def main() -> None:
@@ -103,6 +111,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--pictures", type=int, default=100, help="of each character and seed")
+    parser.add_argument(
+        "--other-pictures", type=int, help="the same in ways other than ours; --pictures when not given"
+    )
     parser.add_argument("--steps", type=int, help="of training; as the options files say when not given")
     parser.add_argument(
         "--fuse",
@@ -111,13 +122,16 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="further options of mixshow fuse; give each choice of them an --output of its own",
     )
+    parser.add_argument("--keep", action="store_true", help="keep the fused models, beside their results")
     parser.add_argument("--report", action="store_true", help="print what is done, run nothing")
     given = parser.parse_args()
     if not all(1 < size <= len(given.cast) for size in given.cast_sizes):
         parser.error(f"--cast-sizes: expected numbers from 2 to {len(given.cast)}, found {given.cast_sizes}")
+    others = given.pictures if given.other_pictures is None else given.other_pictures
     table = Table(
-        given.output, given.cast, given.cast_sizes, given.seeds, given.methods, given.pictures, given.steps, given.fuse
-    )
+        given.output, given.cast, given.cast_sizes, given.seeds, given.methods, given.pictures, others, given.steps,
+        given.fuse, given.keep,
+    )  # fmt: skip
     if not given.report:
         run(table)
     print(report(table))
@@ -131,10 +145,11 @@ def run(table: Table) -> None:
         train_cast(table, seed)
         concepts = {name: load_concept(table.concept_folder(name, seed) / CONCEPT_FILE) for name in table.members}
         for name, concept in concepts.items():
-            if not table.single_file(name, seed).is_file():
+            path = table.single_file(name, seed)
+            if fewest(path) < table.pictures:
                 tuned, attachment = attach_concepts(base, [concept])
                 with attachment:
-                    write_json(table.single_file(name, seed), judged(judge, tuned, {name: concept}, table.pictures))
+                    write_json(path, judged(judge, tuned, {name: concept}, table.pictures, path))
         for size in table.sizes:
             for method in table.methods:
                 fused(table, judge, method, {name: concepts[name] for name in table.cast[:size]}, seed)
@@ -163,9 +178,9 @@ def train_cast(table: Table, seed: int) -> None:
 
 
 def fused(table: Table, judge: Judge, method: str, concepts: Mapping[str, Concept], seed: int) -> None:
-    """Fuse, sample and judge, unless that is done; the model itself is not kept."""
+    """Fuse, sample and judge, unless that is done."""
     path = table.fused_file(method, len(concepts), seed)
-    if path.is_file():
+    if path.is_file() and fewest(path) >= table.pictures_of(method):
         return
     log.info("%s: %d characters, seed %d", method, len(concepts), seed)
     folder, options = path.with_suffix(""), path.with_suffix(".yml")
@@ -174,42 +189,57 @@ def fused(table: Table, judge: Judge, method: str, concepts: Mapping[str, Concep
     found = read_json(folder / REPORT_FILE)
     about = {key: found[key] for key in ("held_out", "held_out_solved", "seconds", "options")}
     model = load_base(folder, device=device_named("auto"))
-    write_json(path, {**judged(judge, model, concepts, table.pictures), **about})
-    shutil.rmtree(folder)
+    write_json(path, {**judged(judge, model, concepts, table.pictures_of(method), path), **about})
+    if not table.keep:
+        shutil.rmtree(folder)
 
 
-def judged(judge: Judge, model: Base, concepts: Mapping[str, Concept], pictures: int) -> dict[str, Any]:
-    """By character, for each picture: was it the character, was it the place?"""
-    found: dict[str, Any] = {"identity": {}, "place": {}}
-    places = [place_named(HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)]) for i in range(pictures)]
+def fewest(path: Path) -> int:
+    """Pictures of each character that were judged; 0 where there is no file yet."""
+    return min(map(len, read_json(path)["identity"].values()), default=0) if path.is_file() else 0
+
+
+def judged(
+    judge: Judge, model: Base, concepts: Mapping[str, Concept], pictures: int, before: Path
+) -> dict[str, dict[str, list[bool]]]:
+    """By character, for each picture: was it the character, was it the place?
+
+    Args:
+        before: where those judged before are; they are not sampled again.
+    """
+    known = read_json(before) if before.is_file() else {}
+    found: dict[str, dict[str, list[bool]]] = {
+        key: {name: list(known.get(key, {}).get(name, [])) for name in concepts} for key in ("identity", "place")
+    }
     for name, concept in concepts.items():
-        images = character_pictures(model, concept.text, count=pictures)
+        first = len(found["identity"][name])
+        if first >= pictures:
+            continue
+        images = character_pictures(model, concept.text, count=pictures - first, first_seed=first)
+        prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(first, pictures)]
         seen = [attributes["background"] for attributes in judge.attributes(images)]
-        found["identity"][name] = [who == name for who in judge.identities(images)]
-        found["place"][name] = [place == wanted for place, wanted in zip(seen, places)]
+        found["identity"][name] += [who == name for who in judge.identities(images)]
+        found["place"][name] += [place == place_named(prompt) for place, prompt in zip(seen, prompts)]
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """One way's pictures with those of the characters' own models, `[picture]` in the same order, and what it measured.
+    """One way's pictures with those of the characters' own models, and what it measured.
 
     Attributes:
-        single: by `identity` and `place`. `fused` likewise.
+        single: by `identity` and `place`, for the pictures that both made, by character and number. `fused` likewise.
         errors: E of each character.
         drift: of the base.
     """
 
-    single: Mapping[str, list[bool]]
-    fused: Mapping[str, list[bool]]
+    single: Mapping[str, Hits]
+    fused: Mapping[str, Hits]
     errors: Sequence[float]
     drift: float
 
     def change(self, key: str = "identity") -> PairedDifference:
-        return PairedDifference.of(self.single[key], self.fused[key])
-
-    def share(self, key: str = "identity") -> float:
-        return share_of(self.fused[key]).value
+        return PairedDifference.of(list(self.single[key].values()), list(self.fused[key].values()))
 
 
 def pairs_of(table: Table, method: str, size: int) -> dict[int, Pairs]:
@@ -220,10 +250,19 @@ def pairs_of(table: Table, method: str, size: int) -> dict[int, Pairs]:
         if not path.is_file():
             continue
         run = read_json(path)
-        single = {name: read_json(table.single_file(name, seed)) for name in table.cast[:size]}
+        names = table.cast[:size]
+        own = {name: read_json(table.single_file(name, seed)) for name in names}
+        both = {
+            key: {
+                (name, number): pair
+                for name in names
+                for number, pair in enumerate(zip(own[name][key][name], run[key][name]))
+            }
+            for key in ("identity", "place")
+        }
         found[seed] = Pairs(
-            {key: [hit for name in single for hit in single[name][key][name]] for key in ("identity", "place")},
-            {key: [hit for name in single for hit in run[key][name]] for key in ("identity", "place")},
+            {key: {place: pair[0] for place, pair in pairs.items()} for key, pairs in both.items()},
+            {key: {place: pair[1] for place, pair in pairs.items()} for key, pairs in both.items()},
             list(run["held_out"]["errors"].values()),
             run["held_out"]["drift"],
         )
@@ -234,7 +273,8 @@ def report(table: Table) -> str:
     """One table for each number of characters, of what is done."""
     training = "as the options files say" if table.steps is None else f"{table.steps} steps"
     parts = [
-        f"{table.pictures} pictures of each character and seed; seeds {list(table.seeds)}; training: {training}\n"
+        f"{table.pictures} pictures of each character and seed in '{OURS}', {table.other_pictures} in the others; "
+        f"seeds {list(table.seeds)}; training: {training}\n"
         "change: of identity, over pairs of pictures (95 % interval); seeds: from seed to seed; ahead: identity of "
         f"'{OURS}' less the way's, mean and standard deviation over seeds, ~ where the first is not larger; E: mean "
         "(least..most); ratios: to averaging"
@@ -252,17 +292,23 @@ def report(table: Table) -> str:
 
 def row(method: str, pairs: Mapping[int, Pairs], others: Mapping[str, Mapping[int, Pairs]]) -> list[str]:
     """One way's row, over all its seeds."""
-    whole = {key: [hit for own in pairs.values() for hit in own.fused[key]] for key in ("identity", "place")}
-    single = {key: [hit for own in pairs.values() for hit in own.single[key]] for key in ("identity", "place")}
-    changes = [own.change().value for own in pairs.values()]
+    whole = {key: [hit for own in pairs.values() for hit in own.fused[key].values()] for key in ("identity", "place")}
+    single = {key: [hit for own in pairs.values() for hit in own.single[key].values()] for key in ("identity", "place")}
+    changes = [own.change().value for own in pairs.values() if own.fused["identity"]]
     errors = [error for own in pairs.values() for error in own.errors]
     average = {seed: own for seed, own in others[AVERAGE].items() if seed in pairs}
     return [
         method,
-        f"{percent(share_of(single['identity']))} -> {share_of(whole['identity'])}",
-        str(PairedDifference.of(single["identity"], whole["identity"])),
-        f"{100 * min(changes):+.1f}..{100 * max(changes):+.1f}",
-        f"{percent(share_of(single['place']))} -> {percent(share_of(whole['place']))}",
+        *(
+            [
+                f"{percent(share_of(single['identity']))} -> {share_of(whole['identity'])}",
+                str(PairedDifference.of(single["identity"], whole["identity"])),
+                f"{100 * min(changes):+.1f}..{100 * max(changes):+.1f}",
+                f"{percent(share_of(single['place']))} -> {percent(share_of(whole['place']))}",
+            ]
+            if whole["identity"]
+            else ["-"] * 4
+        ),
         f"{statistics.mean(errors):.2f} ({min(errors):.2f}..{max(errors):.2f})",
         ratio(
             [statistics.mean(own.errors) for own in pairs.values()],
@@ -284,8 +330,13 @@ def ratio(own: Sequence[float], of: Sequence[float]) -> str:
 
 
 def ahead(ours: Mapping[int, Pairs], theirs: Mapping[int, Pairs]) -> str:
-    """How much more often ours is the character, in points, over the seeds that both have."""
-    found = [100 * (ours[seed].share() - theirs[seed].share()) for seed in theirs if seed in ours]
+    """How much more often ours is the character, in points, over the seeds and pictures that both have."""
+    found = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        own, other = ours[seed].fused["identity"], theirs[seed].fused["identity"]
+        shared = sorted(own.keys() & other.keys())
+        if shared:
+            found.append(100 * PairedDifference.of([other[key] for key in shared], [own[key] for key in shared]).value)
     if not found:
         return "-"
     if len(found) == 1:

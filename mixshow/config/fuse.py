@@ -190,6 +190,12 @@ class FuseOptions(Section):
     device: str = option("auto, cpu, cuda, cuda:1, ...", "auto")
 
     @property
+    def distills_factors(self) -> bool:
+        """Whether refining keeps the rank of the solution."""
+        wanted = self.format == "lora" if self.refine.low_rank is None else self.refine.low_rank
+        return self.refine.method == "distill" and wanted
+
+    @property
     def concepts_listed(self) -> list[ConceptOptions]:
         """The concepts, where they are not in a file of their own."""
         return [] if isinstance(self.concepts, Path) else self.concepts

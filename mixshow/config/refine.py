@@ -22,6 +22,11 @@ class RefineOptions(Section):
     rounds: int = option(
         "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 3
     )
+    low_rank: bool | None = option(
+        "distill within the factors of the solution, cut to lora.rank and lora.energy before, so that a network file "
+        "holds the result exactly; null: with format=lora",
+        None,
+    )
     prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)
     seed: int = option("of the pictures distilled on", 0)
     passes: int = option("of rerecord at most", 4)

@@ -15,28 +15,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixshow.core.attachment import Attachment
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.interrupt import StepInterrupt
 from mixshow.edlora.layerwise import layerwise_states
-from mixshow.fusion.distill_checkpoint import Checkpoints, Position, parameters_of
+from mixshow.fusion.distill_checkpoint import Checkpoints, Position
+from mixshow.fusion.factors import Factors
 from mixshow.fusion.fuse import Fusion
-from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
 from mixshow.fusion.members import Member
+from mixshow.fusion.moving import MovingWeights
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.precision import Precision, autocast
 
-Weights = dict[str, Tensor]  # of the UNet's changed layers, by module path
 _WARMUP = 20  # steps
 
 
@@ -46,7 +44,8 @@ def distill(
     fusion: Fusion,
     plan: DistillPlan,
     *,
-    stopping: EarlyStopping[Weights] | None = None,
+    factors: Mapping[str, Factors] | None = None,
+    stopping: EarlyStopping[list[Tensor]] | None = None,
     checkpoints: Checkpoints | None = None,
     show_progress: bool = False,
 ) -> Fusion:
@@ -55,112 +54,64 @@ def distill(
     Args:
         fusion: where to start; the weights it changes in the UNet are the ones that move, its biases, embeddings and
             text encoder stay.
+        factors: of its changes by module path; these keep their rank. None: changes of the UNet get full rank.
         stopping: ends earlier and chooses the step, the start included; None: the last step is the result.
         checkpoints: where an interrupted run goes on from, and this one leaves what it did.
-
-    Returns:
-        A fusion with full-rank changes in the UNet, unless the start was the best.
     """
-    if not _unet_weights(base, fusion):
+    moving = MovingWeights(base, fusion, factors)
+    if not moving:
         log.info("no concept changes the UNet: nothing to distill")
         return fusion
-    start = fusion
+    optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.rate, weight_decay=0.0)
     curriculum: Curriculum | None = None
-    optimizer_state: dict[str, Any] | None = None
     left = None if checkpoints is None else checkpoints.read(base.device)
-    for number in range(left.number if left else 0, plan.rounds):
-        if left is not None and number == left.number:
+    if left is not None:
+        left.restore(optimizer, stopping)
+    for number in range(0 if left is None else left.number, plan.rounds):
+        if left is not None and left.number == number:
             curriculum = left.curriculum
         else:
-            walker, left = fusion if number else None, None
+            left, walker = None, moving.fusion() if number else None
             written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
             curriculum = written if curriculum is None else curriculum.with_more(written)
-        fusion, optimizer_state, stopped = _round(
-            base, fusion, curriculum, plan, number, optimizer_state, stopping, checkpoints, left, show_progress
-        )
-        if stopped:
-            break
+        with moving.in_place() as fused:
+
+            def look(step: int, fused: Base = fused) -> bool:
+                return stopping is not None and stopping.look(fused, step, moving.values)
+
+            keep = partial(_keep, checkpoints, number, optimizer, curriculum, stopping)
+            if (number == 0 and look(0)) if left is None else left.ended:
+                break
+            if _train(fused, moving, optimizer, curriculum, plan, number, look, keep, left, show_progress):
+                break
     if stopping is None:
-        return fusion
+        return moving.fusion()
     assert stopping.best is not None
-    look, weights = stopping.best
-    chosen = start if look.at == 0 else _moved(base, start, weights)
-    return dataclasses.replace(chosen, refining=stopping.to_json())
+    at, best = stopping.best
+    moving.set_values(best)
+    return dataclasses.replace(fusion if at.at == 0 else moving.fusion(), refining=stopping.to_json())
 
 
-def _weight(module: nn.Module) -> nn.Parameter:
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-def _make_trainable(weight: nn.Parameter, attachment: Attachment) -> None:
-    """Let a weight that the attachment put in place learn in float32, until it is detached."""
-    attachment.add(partial(weight.requires_grad_, weight.requires_grad))
-    attachment.add(partial(setattr, weight, "grad", None))
-    weight.data = weight.data.float()
-    weight.requires_grad_(True)
-
-
-def _round(
-    base: Base,
-    fusion: Fusion,
-    curriculum: Curriculum,
-    plan: DistillPlan,
-    number: int,
-    optimizer_state: dict[str, Any] | None,
-    stopping: EarlyStopping[Weights] | None,
+def _keep(
     checkpoints: Checkpoints | None,
-    left: Position | None,
-    show_progress: bool,
-) -> tuple[Fusion, dict[str, Any], bool]:
-    """One round's optimizer steps; returns the refined fusion, the optimizer's state and whether to stop here."""
-    weights = _unet_weights(base, fusion)
-    with fusion.in_place(base) as fused, Attachment() as attachment:
-        for weight in weights.values():
-            _make_trainable(weight, attachment)
-        optimizer = torch.optim.AdamW(weights.values(), lr=plan.rate, weight_decay=0.0)
-        if optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
-        if left is not None:
-            left.restore(optimizer)
-            if stopping is not None and left.stopping is not None:
-                stopping.load_state_dict(left.stopping)
-
-        def values() -> Weights:
-            return {path: weight.detach().clone() for path, weight in weights.items()}
-
-        def look(step: int) -> bool:
-            return stopping is not None and stopping.look(fused, step, values)
-
-        def keep(step: int, generator: torch.Generator, *, ended: bool = False, now: bool = False) -> None:
-            if checkpoints is not None and (now or checkpoints.due):
-                checkpoints.write(number, step, optimizer, generator, curriculum, stopping, ended=ended)
-
-        stopped = (number == 0 and look(0)) if left is None else left.ended
-        stopped = stopped or _train(fused, optimizer, curriculum, plan, number, look, keep, left, show_progress)
-        refined = values()
-    return _moved(base, fusion, refined), optimizer.state_dict(), stopped
-
-
-def _unet_weights(base: Base, fusion: Fusion) -> dict[str, nn.Parameter]:
-    """The weights of the UNet that a fusion changes."""
-    layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
-    return {path: _weight(layers[path]) for path in fusion.changes if path in layers}
-
-
-def _moved(base: Base, fusion: Fusion, refined: Weights) -> Fusion:
-    """The fusion with other weights; the base's are in place."""
-    changes = dict(fusion.changes)
-    for path, weight in _unet_weights(base, fusion).items():
-        before = changes[path]
-        moved = (refined[path].to(weight.device) - weight.detach().float()).reshape(len(before), -1).to(before)
-        changes[path] = torch.cat([moved, before[:, moved.shape[1] :]], dim=1)  # the bias, if any, stays
-    return dataclasses.replace(fusion, changes=changes)
+    number: int,
+    optimizer: torch.optim.Optimizer,
+    curriculum: Curriculum,
+    stopping: EarlyStopping[list[Tensor]] | None,
+    step: int,
+    generator: torch.Generator,
+    *,
+    ended: bool = False,
+    now: bool = False,
+) -> None:
+    """Leave where it stands after a step, when it is time."""
+    if checkpoints is not None and (now or checkpoints.due):
+        checkpoints.write(number, step, optimizer, generator, curriculum, stopping, ended=ended)
 
 
 def _train(
     fused: Base,
+    moving: MovingWeights,
     optimizer: torch.optim.Optimizer,
     curriculum: Curriculum,
     plan: DistillPlan,
@@ -177,6 +128,7 @@ def _train(
     states = states_of(fused, [prompt for lessons in sets for prompt in lessons.prompts])
     floor = 1e-3 * max(curriculum.scale.values())
     generator = torch_generator(plan.seed, "distill", number)
+    parameters = moving.parameters()
     steps = range(plan.steps * number // plan.rounds, plan.steps * (number + 1) // plan.rounds)
     if left is not None:
         generator.set_state(left.generator)
@@ -199,10 +151,11 @@ def _train(
             unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in batch.times.tolist()])
             errors = ((predicted.float() - batch.targets).square() * batch.weights).flatten(1).mean(1)
             loss = (errors / unit.to(errors.device)).mean()
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(parameters_of(optimizer), 1.0)
+            moving.take_gradients()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            moving.place()
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)

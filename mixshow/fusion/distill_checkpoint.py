@@ -53,11 +53,13 @@ class Position:
     curriculum: Curriculum
 
     @torch.no_grad()
-    def restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put parameters and the optimizer's memory back."""
+    def restore(self, optimizer: torch.optim.Optimizer, stopping: EarlyStopping[Any] | None) -> None:
+        """Put parameters, the optimizer's memory and the looks at validation prompts back."""
         for parameter, value in zip(parameters_of(optimizer), self.parameters, strict=True):
             parameter.copy_(value)
         optimizer.load_state_dict(self.optimizer)
+        if stopping is not None and self.stopping is not None:
+            stopping.load_state_dict(self.stopping)
 
 
 class Checkpoints:

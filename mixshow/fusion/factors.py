@@ -123,16 +123,17 @@ def as_low_rank(
         rank: at most this in every layer; None: exact.
         energy: see `factorised`.
     """
-    directions = directions_of(base, members)
+    known = {**directions_of(base, members), **fusion.directions}
     factors = {
         path: factorised(
-            change.flatten(1), directions.get(path), fusion.metrics.get(path), rank=rank, energy=energy
+            change.flatten(1), known.get(path), fusion.metrics.get(path), rank=rank, energy=energy
         ).rounded()
         for path, change in fusion.changes.items()
         if bool(change.any())
     }
     changes = {path: each.up @ each.down for path, each in factors.items()}
-    return dataclasses.replace(fusion, changes=changes), factors
+    directions = {path: each.up for path, each in factors.items()}
+    return dataclasses.replace(fusion, changes=changes, directions=directions), factors
 
 
 def loss_report(factors: Mapping[str, Factors]) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class Fusion:
         seconds: by what they were spent on.
         metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
         refining: how refining went, as plain values for the report; empty where nothing was stopped by.
+        directions: by module path, columns `[out, rank]` that span what the layer's change puts out, where these are no
+            longer those of the members' changes.
     """
 
     changes: Mapping[str, Tensor]
@@ -76,6 +78,7 @@ class Fusion:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     refining: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directions: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def attach(self, base: Base) -> tuple[Base, Attachment]:
         """The fused model, sharing the base's modules until the handle is detached."""

@@ -96,6 +96,11 @@ class HeldOut:
             self._ordinary = _walk(base, list(plan.captions), plan)
             bar.update()
 
+    def error(self, concept: str, model: Base) -> float:
+        """E of one concept alone, of a model that is in place."""
+        own = self._own[concept].predictions
+        return _ratio((_predict(model, self._own[concept]) - own).norm(), (self._base[concept] - own).norm())
+
     def score(self, fused: Base) -> HeldOutScores:
         """Score a fused model that is in place."""
         errors, absolute, base_absolute = {}, {}, {}

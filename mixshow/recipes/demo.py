@@ -114,7 +114,7 @@ def character_pictures(
     Args:
         character: how the prompt names it.
     """
-    prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(count)]
+    prompts = [HELD_OUT_PROMPTS[i % len(HELD_OUT_PROMPTS)] for i in range(first_seed, first_seed + count)]
     return sample(
         base,
         [prompt.format(concept=character) for prompt in prompts],

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mixshow.config.fuse import FuseOptions
+from mixshow.config.fuse import FuseOptions, LoraOptions
 from mixshow.core.errors import MixshowError
 from mixshow.core.progress import log
 from mixshow.fusion.factors import Factors, as_low_rank, loss_report
@@ -26,9 +26,10 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def check_format(base: Base, member: Member, options: FuseOptions) -> None:
-    """Raises MixshowError when the output cannot hold what a concept changes."""
-    if options.format != "lora":
+    """Raises MixshowError when the output, or factors that are distilled, cannot hold what a concept changes."""
+    if options.format != "lora" and not options.distills_factors:
         return
+    what = "format=lora" if options.format == "lora" else "refine.low_rank=true"
     name = member.concept.source or member.concept.text
     modules = {layer.path: layer.module for layer in layers_of(base).values()}
     directions = member.output_directions(base)
@@ -36,10 +37,11 @@ def check_format(base: Base, member: Member, options: FuseOptions) -> None:
     if others:
         raise MixshowError(
             f"{name}: changes biases or normalisations ({len(others)} layers, "
-            f"such as '{others[0]}'), which format=lora cannot hold; use format=folder"
+            f"such as '{others[0]}'), which {what} cannot hold; "
+            f"{'use format=folder' if options.format == 'lora' else 'leave it out'}"
         )
     whole = [path for path, own in directions.items() if own is None]
-    if whole and options.lora.rank is None and options.lora.energy is None:
+    if options.format == "lora" and whole and options.lora.rank is None and options.lora.energy is None:
         raise MixshowError(
             f"{name}: {len(whole)} of its {len(directions)} changes have no low "
             f"rank, such as '{whole[0]}'; give lora.rank or lora.energy"
@@ -79,10 +81,10 @@ def _lost_statistics(options: FuseOptions) -> list[str]:
 def _full_rank_problems(options: FuseOptions) -> list[str]:
     if options.format != "lora" or options.lora.rank is not None or options.lora.energy is not None:
         return []
-    if options.refine.method == "distill":
+    if options.refine.method == "distill" and not options.distills_factors:
         return [
-            "lora.rank: expected a rank, or lora.energy, because refine.method=distill gives full-rank changes; with "
-            "refine.method=none the file is exact"
+            "lora.rank: expected a rank, or lora.energy, because refine.low_rank=false gives full-rank "
+            "changes; without it the file is exact"
         ]
     if options.solver.objective == "cosine" and options.method in ("solve", "constrained"):
         return ["lora.rank: expected a rank, or lora.energy, because solver.objective=cosine gives full-rank changes"]
@@ -114,15 +116,19 @@ def formatted(
     """The fusion that the output can hold, with its factors by module path where it is a network file."""
     if options.format == "folder":
         return fusion, None
-    given = options.lora
+    given = LoraOptions() if options.distills_factors else options.lora  # they were cut before
     fusion, factors = as_low_rank(base, members, fusion, rank=given.rank, energy=given.energy)
-    about = loss_report(factors)
+    tell_loss(loss_report(factors))
+    return fusion, factors
+
+
+def tell_loss(about: Mapping[str, Any]) -> None:
+    """What `loss_report` found, where anything was lost."""
     if about["mean_lost"] > 0:
         log.info(
             "rank %d of %d leaves out %.2g of the outputs' squared change on recorded inputs, in the worst layer %.2g",
             about["rank"], about["exact_rank"], about["mean_lost"], about["worst_lost"],
         )  # fmt: skip
-    return fusion, factors
 
 
 def write_fused(

@@ -10,6 +10,7 @@ from typing import Any
 from mixshow.config.fuse import FuseOptions
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill import distill
+from mixshow.fusion.factors import Factors, as_low_rank, loss_report
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage
@@ -20,6 +21,7 @@ from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.solvers import Solver
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base
+from mixshow.recipes.fuse_output import tell_loss
 from mixshow.recipes.fuse_work import distill_checkpoints
 
 _SEED = 2  # of the validation pictures' start noise
@@ -42,6 +44,12 @@ def refined(
     if options.refine.method == "none":
         return fusion
     start = time.monotonic()
+    factors: dict[str, Factors] | None = None
+    about: dict[str, Any] = {}
+    if options.distills_factors:
+        fusion, factors = as_low_rank(base, members, fusion, rank=options.lora.rank, energy=options.lora.energy)
+        about = {"cut": loss_report(factors)}
+        tell_loss(about["cut"])
     stopping = _stopping(base, members, options) if options.refine.stops else None
     if options.refine.method == "rerecord":
         found = rerecord(
@@ -51,11 +59,15 @@ def refined(
     else:
         plan, validation = distill_plan(options), validation_plan(options) if options.refine.stops else None
         found = distill(
-            base, members, fusion, plan, stopping=stopping,
+            base, members, fusion, plan, factors=factors, stopping=stopping,
             checkpoints=distill_checkpoints(base, members, options, fusion, plan, validation), show_progress=True,
         )  # fmt: skip
     what = "re-recording" if options.refine.method == "rerecord" else "distilling"
-    return dataclasses.replace(found, seconds={**fusion.seconds, what: time.monotonic() - start})
+    return dataclasses.replace(
+        found,
+        seconds={**fusion.seconds, what: time.monotonic() - start},
+        refining={**about, **found.refining},
+    )
 
 
 def _stopping(base: Base, members: Sequence[Member], options: FuseOptions) -> EarlyStopping[Any]:

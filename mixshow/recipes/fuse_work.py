@@ -73,8 +73,11 @@ def distill_checkpoints(
         (member.concept.text, concept_hash(member.concept), member.alpha, member.text_encoder, member.unet)
         for member in members
     ]
+    form = (options.distills_factors, options.lora)
     values = [(path, tuple(change.shape), _bits(change)) for path, change in start.changes.items()]
-    return Checkpoints(work_folder(options), digest(_program(base), weights_hash(base), concepts, values, plan, stops))
+    return Checkpoints(
+        work_folder(options), digest(_program(base), weights_hash(base), concepts, values, form, plan, stops)
+    )
 
 
 def _bits(values: Tensor) -> tuple[str, int]:

@@ -17,6 +17,7 @@ from mixshow.fusion import distill_checkpoint
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.distill import distill
 from mixshow.fusion.distill_checkpoint import Checkpoints
+from mixshow.fusion.factors import as_low_rank
 from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.lessons import DistillPlan
@@ -52,15 +53,17 @@ def interrupted_at(step: int, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 4])  # before the first; within and at the end of the first round; later
-@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("stops", [False, True])  # and with factors that move, not whole weights
 def test_what_goes_on_ends_as_what_was_not_interrupted(
     step: int, stops: bool, tiny: Base, members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = weight_average(tiny, members)
+    start, factors = weight_average(tiny, members), None
+    if stops:
+        start, factors = as_low_rank(tiny, members, start)
 
     def refined(checkpoints: Checkpoints | None) -> Fusion:
         stopping: Any = EarlyStopping(HeldOut(tiny, members, VALIDATION), patience=9) if stops else None
-        return distill(tiny, members, start, PLAN, stopping=stopping, checkpoints=checkpoints)
+        return distill(tiny, members, start, PLAN, factors=factors, stopping=stopping, checkpoints=checkpoints)
 
     whole = refined(None)
     before, hooks_before = state(tiny), hooks(tiny)

@@ -27,7 +27,7 @@ def done(table: Table, method: str, seed: int, hits: list[bool], errors: list[fl
 
 @pytest.fixture
 def rows(tmp_path: Path) -> dict[str, list[str]]:
-    table = Table(tmp_path, ["pip", "luma"], [2], [0, 1], list(METHODS), 4, None, [])
+    table = Table(tmp_path, ["pip", "luma"], [2], [0, 1], list(METHODS), 4, 4, None, [])
     for seed in table.seeds:
         done(table, OURS, seed, SINGLE, [0.2, 0.4], 0.05)
         done(table, "average", seed, [True, False, False, False], [0.6, 0.6], 0.04)

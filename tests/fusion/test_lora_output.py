@@ -266,12 +266,26 @@ def test_the_command_writes_a_network_file(stage: Path, tiny_folder: Path) -> No
     assert (stage / "fox.png").is_file()
 
 
-def test_a_distilled_fusion_is_cut_to_a_rank(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fuse", "fuse.yml", "refine.method=distill"]) == EXIT_USER_ERROR
+def test_a_distilled_network_file_is_exact(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distilled = ["refine.method=distill", "refine.rounds=1"]
+    assert main(["fuse", "fuse.yml", *distilled, "refine.low_rank=false"]) == EXIT_USER_ERROR
     assert "lora.rank: expected a rank, or lora.energy" in capsys.readouterr().err
+    assert main(["fuse", "fuse.yml", *distilled]) == 0
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert (report["lora"]["rank"], report["lora"]["exact"], report["lora"]["worst_lost"]) == (4, True, 0.0)
+    assert report["held_out"]["errors"] != report["held_out_solved"]["errors"]
+    assert main(["fuse", "fuse.yml", *distilled, "format=folder", "output=whole", "refine.low_rank=true"]) == 0
+    whole = json.loads((stage / "whole" / "fusion_report.json").read_text())
+    assert report["held_out"]["errors"] == pytest.approx(whole["held_out"]["errors"], rel=1e-4)
+
+
+def test_a_rank_is_cut_to_before_it_is_distilled(stage: Path) -> None:
     assert main(["fuse", "fuse.yml", "refine.method=distill", "lora.energy=0.9", "report.heldout=false"]) == 0
     report = json.loads((stage / "fused" / "fusion_report.json").read_text())
-    assert 0 < report["lora"]["worst_lost"] <= 0.1 and not report["lora"]["exact"]
+    assert 0 < report["refining"]["cut"]["worst_lost"] <= 0.1 and not report["refining"]["cut"]["exact"]
+    ranks = {path: each["rank"] for path, each in report["refining"]["cut"]["layers"].items()}
+    assert {path: each["rank"] for path, each in report["lora"]["layers"].items()} == ranks
+    assert report["lora"]["worst_lost"] == 0
 
 
 def test_what_a_network_file_cannot_hold_is_refused(
