@@ -16,7 +16,7 @@ from mixshow.models import Base
 from tests.tiny import tiny_concept
 
 COLLECTION = Collection(
-    text_prompts=["{concept}"], picture_prompts=["{concept}"], steps=1, rows=4, moment_width=20, kept_rows=8
+    text_prompts=["{concept}"], picture_prompts=["{concept}"], steps=1, rows=4, moment_width=20, kept_rows=1
 )
 OBJECTIVE = Objective(anchor_weight=0.3, captions=["a dog"])
 
@@ -34,7 +34,7 @@ def test_what_is_held_of_a_stage_is_counted(stage: Stage, tiny: Base, members: l
     samples = keep_inputs(tiny, members, stage, COLLECTION, OBJECTIVE).samples
     distinct = {each.data_ptr(): each for own in samples for each in own.values()}.values()
     held = sum(each.nbytes for each in distinct)  # keys and values share theirs, which is not counted on
-    assert 0 < held <= kept_bytes(layers, COLLECTION, len(members)) and held % COLLECTION.rows == 0
+    assert 0 < held <= kept_bytes(layers, COLLECTION, len(members))
     assert kept_bytes(layers, dataclasses.replace(COLLECTION, rows=0), len(members)) == 0
 
 
