@@ -54,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mixshow: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(
-            "\nmixshow: stopped; finished files are whole, training resumes from its last checkpoint", file=sys.stderr
-        )
+        print("\nmixshow: stopped; finished files are whole, training and fusing go on from them", file=sys.stderr)
         return EXIT_INTERRUPTED
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

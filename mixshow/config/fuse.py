@@ -220,6 +220,11 @@ class FuseOptions(Section):
             found.append(
                 "anchor.weight: expected more than 0 for method=constrained, which changes ordinary captions least"
             )
+        if self.method == "subspace" and self.solver.objective != "squares":
+            found.append(
+                f"solver.objective: {self.solver.objective} is for method=solve or constrained, found method=subspace, "
+                "which solves by squares; leave it out"
+            )
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
         return found

@@ -102,6 +102,32 @@ def folder_written_atomically(folder: Path | str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def files_written_together(folder: Path | str) -> Iterator[Path]:
+    """A temporary folder in `folder`, whose files take their places in it when the block ends well.
+
+    What can fail, for want of space say, has happened before the first of them is replaced.
+
+    Raises:
+        MixshowError: the disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    temporary: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".files.", suffix=".partial", dir=folder))
+        yield temporary
+        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Put a file to another place too, without a second copy on the disk where the system can.
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from mixshow.core.optional import optional_import
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.deltas import widened
-from mixshow.fusion.fuse import Fusion, all_embeddings
+from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.layers import layers_of
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, all_embeddings
 from mixshow.fusion.statistics import is_elementwise
 from mixshow.models import Base
 

@@ -6,16 +6,12 @@ import dataclasses
 from collections.abc import Collection as Some
 from collections.abc import Sequence
 
-from torch import nn
-
 from mixshow.fusion.collect import Collection
+from mixshow.fusion.distinct_inputs import DistinctInputs
 from mixshow.fusion.heldout import HeldOutPlan
-from mixshow.fusion.layers import Layer, Stage
+from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import EMPTY_EVERY, DistillPlan, lesson_prompts
-from mixshow.fusion.statistics import is_elementwise
 
-# Layers of these names beside each other read one tensor in all models known here: one moment serves them.
-_TOGETHER = ("to_q", "to_k", "to_v", "q_proj", "k_proj", "v_proj")
 _BACKWARD = 2  # passes that a backward pass takes as long as
 
 
@@ -75,49 +71,32 @@ def heldout_passes(plan: HeldOutPlan, members: int, fusions: int) -> Passes:
     return Passes(unet=plan.steps * ((2 + fusions) * pictures + (1 + fusions) * captions))
 
 
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """The inputs of layers that read the same, `count` of them of one width (a normalisation's channels)."""
-
-    width: int
-    count: int
-    outputs: Sequence[int]
-
-    @property
-    def bytes(self) -> int:
-        """In float64."""
-        return 8 * self.count * self.width**2
-
-
-def moments_of(layers: Sequence[Layer]) -> list[Moment]:
-    """The distinct inputs of layers."""
-    found: dict[tuple[object, ...], Moment] = {}
-    for layer in layers:
-        weight = layer.module.weight
-        assert isinstance(weight, nn.Parameter)
-        elementwise = is_elementwise(layer.module)
-        width = (1 if elementwise else weight[0].numel()) + layer.extended
-        outer, _, name = layer.path.rpartition(".")
-        key = (outer, layer.stage, width) if name in _TOGETHER and not elementwise else (layer.path,)
-        before = found.get(key, Moment(width, len(weight) if elementwise else 1, ()))
-        found[key] = dataclasses.replace(before, outputs=(*before.outputs, 1 if elementwise else len(weight)))
-    return list(found.values())
-
-
-def stored_bytes(moments: Sequence[Moment], sets: int) -> int:
+def stored_bytes(inputs: Sequence[DistinctInputs], collection: Collection, sets: int) -> int:
     """Of all concepts' and the anchor's statistics in their files, in single precision (of text features in double)."""
-    return sets * sum(each.bytes // 4 for each in moments)
+    return sets * sum(
+        4 * each.kept_elements(collection) if each.is_wide(collection) else 2 * each.elements for each in inputs
+    )
 
 
-def solving_operations(moments: Sequence[Moment], rows: int, sets: int) -> float:
+def solved_bytes(inputs: Sequence[DistinctInputs]) -> int:
+    """Of all layers' changes in double precision, as an interrupted run leaves them."""
+    return sum(8 * each.count * each.width * sum(each.outputs) for each in inputs)
+
+
+def solving_operations(inputs: Sequence[DistinctInputs], collection: Collection, ranks: int, sets: int) -> float:
     """Of factorising S and of the products with every moment, in double precision.
 
     Args:
-        rows: of a layer's problem at most, where ranks are fewer than outputs.
+        collection: which says where rows are kept; those layers are solved in the rows' span, where it is smaller.
+        ranks: of a layer's problem at most, where they are fewer than outputs.
         sets: concepts, and one more for an anchor.
     """
-    total = 0.0
-    for each in moments:
-        solved = sum(min(rows, outputs) for outputs in each.outputs)
-        total += each.count * (each.width**3 + 2 * each.width**2 * solved * (2 * sets + 4))
+    total, rows = 0.0, sets * collection.kept_rows
+    for each in inputs:
+        solved, width = sum(min(ranks, outputs) for outputs in each.outputs), each.width
+        if each.is_wide(collection):
+            width = min(width, rows)
+            # Orthonormal columns and the rows in terms of them, or the moments.
+            total += 2.0 * each.width * width * (rows + (2 * width + (sets + 1) * solved if width == rows else 0))
+        total += each.count * (width**3 + 2.0 * width**2 * solved * (2 * sets + 4))
     return total

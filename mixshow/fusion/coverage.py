@@ -12,9 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage, layers_of
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.statistics import is_elementwise
 from mixshow.fusion.statistics_file import StatisticsFile, StoredInputs
 from mixshow.models import Base

@@ -16,13 +16,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
+from mixshow.edlora.interrupt import StepInterrupt
 from mixshow.edlora.layerwise import layerwise_states
+from mixshow.fusion.distill_checkpoint import Checkpoints, Position
 from mixshow.fusion.factors import Factors
 from mixshow.fusion.fuse import Fusion
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
@@ -42,7 +45,8 @@ def distill(
     plan: DistillPlan,
     *,
     factors: Mapping[str, Factors] | None = None,
-    stopping: EarlyStopping[Fusion] | None = None,
+    stopping: EarlyStopping[list[Tensor]] | None = None,
+    checkpoints: Checkpoints | None = None,
     show_progress: bool = False,
 ) -> Fusion:
     """Refine a fusion. The base is unchanged afterwards.
@@ -52,6 +56,7 @@ def distill(
             text encoder stay.
         factors: of its changes by module path; these keep their rank. None: changes of the UNet get full rank.
         stopping: ends earlier and chooses the step, the start included; None: the last step is the result.
+        checkpoints: where an interrupted run goes on from, and this one leaves what it did.
     """
     moving = MovingWeights(base, fusion, factors)
     if not moving:
@@ -59,24 +64,49 @@ def distill(
         return fusion
     optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.rate, weight_decay=0.0)
     curriculum: Curriculum | None = None
-    for number in range(plan.rounds):
-        walker = moving.fusion() if number else None
-        written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
-        curriculum = written if curriculum is None else curriculum.with_more(written)
+    left = None if checkpoints is None else checkpoints.read(base.device)
+    if left is not None:
+        left.restore(optimizer, stopping)
+    for number in range(0 if left is None else left.number, plan.rounds):
+        if left is not None and left.number == number:
+            curriculum = left.curriculum
+        else:
+            left, walker = None, moving.fusion() if number else None
+            written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
+            curriculum = written if curriculum is None else curriculum.with_more(written)
         with moving.in_place() as fused:
 
             def look(step: int, fused: Base = fused) -> bool:
-                return stopping is not None and stopping.look(fused, step, moving.fusion)
+                return stopping is not None and stopping.look(fused, step, moving.values)
 
-            if number == 0 and look(0):
+            keep = partial(_keep, checkpoints, number, optimizer, curriculum, stopping)
+            if (number == 0 and look(0)) if left is None else left.ended:
                 break
-            if _train(fused, moving, optimizer, curriculum, plan, number, look, show_progress):
+            if _train(fused, moving, optimizer, curriculum, plan, number, look, keep, left, show_progress):
                 break
     if stopping is None:
         return moving.fusion()
     assert stopping.best is not None
     at, best = stopping.best
-    return dataclasses.replace(fusion if at.at == 0 else best, refining=stopping.to_json())
+    moving.set_values(best)
+    return dataclasses.replace(fusion if at.at == 0 else moving.fusion(), refining=stopping.to_json())
+
+
+def _keep(
+    checkpoints: Checkpoints | None,
+    number: int,
+    optimizer: torch.optim.Optimizer,
+    curriculum: Curriculum,
+    stopping: EarlyStopping[list[Tensor]] | None,
+    step: int,
+    generator: torch.Generator,
+    *,
+    ended: bool = False,
+    now: bool = False,
+) -> None:
+    """Leave where it stands after a step, when it is time."""
+    if checkpoints is not None and (now or checkpoints.due):
+        checkpoints.write(number, step, optimizer, generator, curriculum, stopping, ended=ended)
 
 
 def _train(
@@ -87,9 +117,11 @@ def _train(
     plan: DistillPlan,
     number: int,
     look: Callable[[int], bool],
+    keep: Callable[..., None],
+    left: Position | None,
     show_progress: bool,
 ) -> bool:
-    """The steps of one round; whether a look, every so many of them, ended it."""
+    """The steps of one round, or what is left of them; whether a look, every so many of them, ended it."""
     sets = [*curriculum.concepts, curriculum.empty, curriculum.ordinary]
     taught = 1 - plan.empty - plan.ordinary
     shares = torch.tensor([taught / len(curriculum.concepts)] * len(curriculum.concepts) + [plan.empty, plan.ordinary])
@@ -98,8 +130,16 @@ def _train(
     generator = torch_generator(plan.seed, "distill", number)
     parameters = moving.parameters()
     steps = range(plan.steps * number // plan.rounds, plan.steps * (number + 1) // plan.rounds)
+    if left is not None:
+        generator.set_state(left.generator)
+        steps = range(left.step, steps.stop)
+    keep(steps.start, generator)  # the lessons may have taken long
     what = f"distilling {number + 1} of {plan.rounds}"
-    with progress_bar(len(steps), what, enabled=show_progress) as bar, layerwise_states(fused.unet):
+    with (
+        progress_bar(len(steps), what, enabled=show_progress) as bar,
+        layerwise_states(fused.unet),
+        StepInterrupt() as interrupt,
+    ):
         for step in steps:
             for group in optimizer.param_groups:
                 group["lr"] = _rate_at(step, plan)
@@ -119,7 +159,11 @@ def _train(
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)
-            if ((step + 1) % plan.look_every == 0 or step + 1 == plan.steps) and look(step + 1):
+            ended = ((step + 1) % plan.look_every == 0 or step + 1 == plan.steps) and look(step + 1)
+            keep(step + 1, generator, ended=ended, now=interrupt.requested)
+            if interrupt.requested:
+                raise KeyboardInterrupt
+            if ended:
                 return True
     return False
 

@@ -22,11 +22,12 @@ from mixshow.fusion.build import Normalisation
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
-from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
-from mixshow.fusion.members import Member
+from mixshow.fusion.layers import Stage, layers_of, put_in_place
+from mixshow.fusion.members import Member, all_embeddings, changed_layers
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.sharing import summed
-from mixshow.fusion.solve import Solved, solved
+from mixshow.fusion.solve import solved
+from mixshow.fusion.solved_layers import Solved, SolvedLayers
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
@@ -119,6 +120,7 @@ def fuse(
     solvers: Mapping[Stage, Solver],
     *,
     recorded: Mapping[Stage, Recorded] | None = None,
+    solutions: SolvedLayers | None = None,
     keep_metrics: bool = False,
     processes: Processes | None = None,
     show_progress: bool = False,
@@ -127,6 +129,7 @@ def fuse(
 
     Args:
         recorded: statistics at hand (from `record_stage`); stages not there are recorded.
+        solutions: of an interrupted run on the same statistics, which are taken; those found now are added.
         keep_metrics: keep every layer's S, to truncate changes in it.
         processes: that share the work; each returns the whole fusion. None: this one does all.
 
@@ -144,17 +147,22 @@ def fuse(
         if not any(deltas):
             continue
         stage_statistics = (recorded or {}).get(stage)
+        names = {name for each in deltas for name in each}
+        known = {} if solutions is None else solutions.read(names, metrics=keep_metrics, device=base.device)
         with put_in_place(modules, changes if collection.progressive else {}):
             if stage_statistics is None:
                 stage_statistics = record_stage(
                     base, members, stage, collection, objective, processes=processes, show_progress=show_progress
                 )
-            kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
+            kept = KeptInputs()
+            if known.keys() != names:
+                kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
         for each in solve_stage(
             base, members, deltas, stage_statistics, objective, solvers[stage], kept,
-            keep_metrics=keep_metrics, processes=processes, what=stage.value if show_progress else "",
+            keep_metrics=keep_metrics, processes=processes, known=known, solutions=solutions,
+            what=stage.value if show_progress else "",
         ):  # fmt: skip
             outcomes[each.outcome.name] = each.outcome
             changes[each.outcome.name] = each.outcome.change
@@ -175,13 +183,16 @@ def solve_stage(
     *,
     keep_metrics: bool = False,
     processes: Processes | None = None,
+    known: Mapping[str, Solved] | None = None,
+    solutions: SolvedLayers | None = None,
     what: str = "",
 ) -> list[Solved]:
     """The solutions of one stage's layers.
 
     Args:
         deltas: for each member, its changes of the stage's layers by module path.
-        keep_metrics, processes, what: as for `solved`.
+        solutions: where what is solved is put.
+        keep_metrics, processes, known, what: as for `solved`.
     """
     return solved(
         deltas,
@@ -197,6 +208,8 @@ def solve_stage(
         shrinkage=objective.shrinkage,
         normalise=objective.normalise,
         processes=processes,
+        known=known,
+        kept=solutions,
         what=what,
     )
 
@@ -285,19 +298,3 @@ def keep_inputs(
                 )
             )  # fmt: skip
     return KeptInputs(constraints, samples)
-
-
-def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:
-    """The layers of a stage that any member's network changes, extended where one of them changes the bias."""
-    named = {key.partition(".")[0] for member in members for key in member.concept.network}
-    biased = {path for member in members for path in member.changed_biases(base, [stage])}
-    return [
-        dataclasses.replace(layer, extended=layer.path in biased)
-        for name, layer in layers_of(base).items()
-        if name in named and layer.stage is stage
-    ]
-
-
-def all_embeddings(members: Sequence[Member]) -> dict[str, Tensor]:
-    """The tokens of all members, in order."""
-    return {token: vectors for member in members for token, vectors in member.concept.embeddings.items()}

@@ -155,6 +155,22 @@ class Member:
             yield tuned
 
 
+def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:
+    """The layers of a stage that any member's network changes, extended where one of them changes the bias."""
+    named = {key.partition(".")[0] for member in members for key in member.concept.network}
+    biased = {path for member in members for path in member.changed_biases(base, [stage])}
+    return [
+        dataclasses.replace(layer, extended=layer.path in biased)
+        for name, layer in layers_of(base).items()
+        if name in named and layer.stage is stage
+    ]
+
+
+def all_embeddings(members: Sequence[Member]) -> dict[str, Tensor]:
+    """The tokens of all members, in order."""
+    return {token: vectors for member in members for token, vectors in member.concept.embeddings.items()}
+
+
 def renamed(concept: Concept, tokens: Sequence[str]) -> Concept:
     """The concept under other tokens; its own tokens in another order are only put into that order.
 

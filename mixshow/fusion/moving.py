@@ -7,7 +7,7 @@ weights either way. Factors keep a fused change at its rank, which is what a net
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -54,6 +54,16 @@ class MovingWeights:
     def parameters(self) -> list[nn.Parameter]:
         """All that moves, always in the same order."""
         return [*self._wholes.values(), *(factor for both in self._factors.values() for factor in both)]
+
+    def values(self) -> list[Tensor]:
+        """Copies of all that moves."""
+        return [parameter.detach().clone() for parameter in self.parameters()]
+
+    @torch.no_grad()
+    def set_values(self, values: Sequence[Tensor]) -> None:
+        """Put copies back."""
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            parameter.copy_(value)
 
     def fusion(self) -> Fusion:
         """The fusion with the weights as they are now; layers with factors have these exactly."""

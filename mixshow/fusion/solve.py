@@ -16,7 +16,8 @@ from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.members import Changes
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.reduction import common_basis, formed, reduced_change, whole_metric
-from mixshow.fusion.solvers import Outcome, Solver
+from mixshow.fusion.solved_layers import Solved, SolvedLayers
+from mixshow.fusion.solvers import Solver
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.statistics_file import StoredInputs
 from mixshow.fusion.thin import solve_thin
@@ -26,18 +27,6 @@ Inputs = Mapping[str, LayerInputs]
 Amendment = Callable[[Sequence[LayerProblem]], list[LayerProblem]]
 _BYTES = 1 << 28  # matrices of the layers that are solved together
 _MATRICES = 5  # of the moment's size that a problem holds beside the concepts' moments
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Solved:
-    """One layer's solution.
-
-    Attributes:
-        metric: S, `[in, in]`, where it was asked for.
-    """
-
-    outcome: Outcome
-    metric: Tensor | None = None
 
 
 def solved(
@@ -52,6 +41,8 @@ def solved(
     shrinkage: float = 0.0,
     amended: Amendment | None = None,
     processes: Processes | None = None,
+    known: Mapping[str, Solved] | None = None,
+    kept: SolvedLayers | None = None,
     what: str = "",
     **objective: Any,
 ) -> list[Solved]:
@@ -66,6 +57,8 @@ def solved(
         ridge: as for `build_problems`, like `shrinkage` and all others.
         amended: makes other problems of the layers' least-squares problems before they are solved.
         processes: that share the layers; None: this one solves all.
+        known: solutions by module path, of layers that are not solved again.
+        kept: where what is solved is put.
         what: for a progress bar; empty: none.
 
     Raises:
@@ -79,12 +72,18 @@ def solved(
     found: dict[str, Solved] = {}
     with progress_bar(sum(map(len, parts)), f"solving {what}", enabled=bool(what)) as bar:
         for part in parts:
+            if known is not None and all(name in known for name in part):
+                found |= {name: known[name] for name in part}
+                bar.update(len(part))
+                continue
             own = [_of_layers(each, part) for each in deltas]
             held = _at_hand(part, sets, device)
-            for each in _solve_part(
+            solutions = _solve_part(
                 own, held, anchor is not None, solver, keep_metrics, amended, ridge, shrinkage, objective
-            ):
-                found[each.outcome.name] = each
+            )
+            if kept is not None:
+                kept.write(solutions)
+            found |= {each.outcome.name: each for each in solutions}
             bar.update(len(part))
     every = {name: each for share in processes.gathered(found) for name, each in share.items()}
     return [every[name] for name in names]
@@ -175,14 +174,18 @@ def _parts(names: Sequence[str], sets: Sequence[Inputs]) -> Iterator[list[str]]:
 
 def group_bytes(inputs: Sequence[LayerInputs]) -> int:
     """Memory that layers with these inputs, one of each concept, take while they are solved with all at hand."""
-    return 8 * (len(inputs) + _MATRICES) * max(each.shape.numel() for each in inputs)
+    return at_hand_bytes(max(each.shape.numel() for each in inputs), len(inputs))
+
+
+def at_hand_bytes(elements: int, sets: int) -> int:
+    """The same, where moments have so many elements, one for each set of statistics."""
+    return 8 * (sets + _MATRICES) * elements
 
 
 def solving_bytes(elements: Sequence[int], sets: int) -> int:
     """Memory that solving takes, where moments have so many elements, one for each set of statistics."""
     every, widest = sum(elements), max(elements, default=0)
-    at_hand = 8 * (sets + _MATRICES)
-    return min(at_hand * every, max(_BYTES, 8 * (1 + _MATRICES) * widest))
+    return min(at_hand_bytes(every, sets), max(_BYTES, at_hand_bytes(widest, 1)))
 
 
 def _is_rows(inputs: LayerInputs) -> bool:

@@ -6,7 +6,7 @@ The prompts looked at are neither learned from nor those of the report, whose fi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from mixshow.core.progress import log
@@ -62,6 +62,20 @@ class EarlyStopping(Generic[T]):
         lower = look.error < (1 - self._tolerance) * before
         self._waited = 0 if lower else self._waited + 1
         return self._waited >= self._patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, and what was kept, to go on from."""
+        looks = [dataclasses.asdict(look) for look in self.looks]
+        best = None if self.best is None else (self.best[0].at, self.best[1])
+        return {"waited": self._waited, "looks": looks, "best": best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self._waited = state["waited"]
+        self.looks = [Look(**look) for look in state["looks"]]
+        if state["best"] is not None:
+            at, kept = state["best"]
+            self.best = next(look for look in self.looks if look.at == at), kept
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the report."""

@@ -18,7 +18,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mixshow.core.errors import MixshowError, explained
-from mixshow.core.files import folder_written_atomically, link_or_copy, read_json, write_json
+from mixshow.core.files import (
+    files_written_together,
+    folder_written_atomically,
+    link_or_copy,
+    read_json,
+    write_json,
+)
 from mixshow.models.checkpoint import open_checkpoint
 from mixshow.models.checkpoint_write import write_checkpoint
 from mixshow.models.embedding_table import with_concept_tokens
@@ -184,11 +190,13 @@ def save_base(
             behind then.
     """
     if is_single_file(place):
-        for name, source in (files or {}).items():
-            link_or_copy(source, extra_file(place, name))
-        write_checkpoint(base, place, dtype=dtype)
-        for name, contents in (extra or {}).items():
-            write_json(extra_file(place, name), contents)
+        place = Path(place)
+        with files_written_together(place.parent) as temporary:
+            for name, source in (files or {}).items():
+                link_or_copy(source, extra_file(temporary / place.name, name))
+            for name, contents in (extra or {}).items():
+                write_json(extra_file(temporary / place.name, name), contents)
+            write_checkpoint(base, place, dtype=dtype)  # the last that can fail
         return
     if dtype is not None:
         raise ValueError("a dtype is for single files; move the base to it before writing a folder")

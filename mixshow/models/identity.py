@@ -26,11 +26,12 @@ def weights_hash(base: Base) -> str:
     for model, root in base.models.items():
         for name, parameter in root.named_parameters():
             digest.update(f"{model}.{name}{tuple(parameter.shape)}".encode())
-            digest.update(_digits(parameter.detach()))
+            digest.update(digits(parameter.detach()))
     return digest.hexdigest()[:16]
 
 
-def _digits(values: Tensor) -> bytes:
+def digits(values: Tensor) -> bytes:
+    """What a tensor adds to a hash: some evenly spread values, and the sum of all values' bits as whole numbers."""
     bits = values.float().flatten().view(torch.int32)
     spread = bits[:: max(1, len(bits) // _SAMPLES)][:_SAMPLES]
     return torch.cat([spread.long(), bits.sum(dtype=torch.int64).reshape(1)]).cpu().numpy().tobytes()

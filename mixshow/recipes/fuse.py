@@ -15,7 +15,6 @@ from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
-from mixshow.fusion.collect import Collection
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
@@ -30,8 +29,8 @@ from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
-from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
-from mixshow.recipes.statistics import collection_of
+from mixshow.recipes.fuse_statistics import FusionStatistics, collection_for, gather_statistics
+from mixshow.recipes.fuse_work import remove_work_folder, solved_layers
 from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
@@ -78,8 +77,7 @@ def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = f
     resolved = options if kept is None else kept.named_in(options)
     about = report(base, members, fusion, held_out=held_out, seconds=seconds, options=to_plain(resolved))
     write_fused(base, members, fusion, factors, about, options, files={} if kept is None else kept.to_keep())
-    if statistics is not None:
-        statistics.finish()
+    remove_work_folder(options)
     _tell(options.output, about["advice"], held_out)
     return options.output
 
@@ -122,21 +120,17 @@ def _solved(
         start, given = time.monotonic(), options.merge
         fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
+    problem = collection_for(options), *problem_of(options)
     fusion = fuse_members(
-        base, members, collection_for(options), *problem_of(options),
+        base, members, *problem,
         recorded=None if statistics is None else statistics.recorded,
+        solutions=None if statistics is None else solved_layers(base, members, options, statistics.key, *problem),
         keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
         processes=processes, show_progress=processes.main,
     )  # fmt: skip
     if statistics is None:
         return fusion
     return dataclasses.replace(fusion, seconds={"recording": statistics.seconds, **fusion.seconds})
-
-
-def collection_for(options: FuseOptions) -> Collection:
-    """With rows where the objective wants them."""
-    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
-    return dataclasses.replace(collection_of(options.statistics), rows=rows)
 
 
 def problem_of(options: FuseOptions) -> tuple[Objective, dict[Stage, Solver]]:

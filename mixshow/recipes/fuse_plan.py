@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -15,16 +15,14 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion import cost
 from mixshow.fusion.cost import Passes
-from mixshow.fusion.fuse import changed_layers
+from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.layers import Layer, Stage
-from mixshow.fusion.members import Member
-from mixshow.fusion.recording import recording_bytes, solving_memory
+from mixshow.fusion.members import Member, changed_layers
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
 from mixshow.recipes.fuse_refine import distill_plan, validation_plan
-from mixshow.recipes.fuse_statistics import check_given_statistics
-from mixshow.recipes.statistics import collection_of
+from mixshow.recipes.fuse_statistics import collection_for, memory_needed, statistics_at_hand
 from mixshow.sampling.generate import latent_size, start_noise
 
 _SQUARE = 512  # of the products that the machine's speed in double precision is taken from
@@ -79,23 +77,32 @@ def plan_text(path: Path | str, overrides: Sequence[str] = ()) -> str:
     """
     options = load_fuse_options(path, overrides)
     base, members, options = prepare(options, str(path))
-    check_given_statistics(base, members, options, str(path))
-    made = make_plan(base, members, options, measured_speed(base, members[0], options))
+    at_hand = statistics_at_hand(base, members, options, str(path))
+    made = make_plan(base, members, options, measured_speed(base, options), at_hand)
     return described(made, members, options)
 
 
-def make_plan(base: Base, members: Sequence[Member], options: FuseOptions, speed: Speed) -> FusionPlan:
-    """What fusing these members would do."""
+def make_plan(
+    base: Base, members: Sequence[Member], options: FuseOptions, speed: Speed, at_hand: Collection[str] = ()
+) -> FusionPlan:
+    """What fusing these members would do.
+
+    Args:
+        at_hand: statistics that need not be recorded, by the option that names them.
+    """
     layers = {stage: changed_layers(base, members, stage) for stage in Stage}
     layers = {stage: own for stage, own in layers.items() if own}
     parts: list[Part] = []
     memory: dict[str, int] = {}
     if options.method in SOLVING:
-        parts += _solving_parts(base, members, options, speed, layers, memory)
+        parts += _solving_parts(base, members, options, speed, layers, at_hand)
+        memory = _memory(members, options, [layer for own in layers.values() for layer in own], at_hand)
     else:
         parts.append(Part(f"merging by {options.method}", sum(map(len, layers.values())), Passes(), 0.0))
     if options.refine.method != "none":
-        parts.append(_refining(members, options, speed, layers, parts))
+        again = options.refine.method == "rerecord"
+        once = _solving_parts(base, members, options, speed, layers) if again else []
+        parts.append(_refining(members, options, speed, layers, once))
     if options.report.heldout:
         passes = cost.heldout_passes(heldout_plan(options), len(members), 1 + (options.refine.method != "none"))
         parts.append(Part("held-out report", 0, passes, speed.of(passes)))
@@ -108,12 +115,12 @@ def _refining(
     options: FuseOptions,
     speed: Speed,
     layers: dict[Stage, list[Layer]],
-    before: Sequence[Part],
+    once: Sequence[Part],
 ) -> Part:
     """All steps or passes, where it does not stop earlier.
 
     Args:
-        before: what recording and solving once takes.
+        once: what recording and solving once takes.
     """
     given, seconds = options.refine, 0.0
     if given.method == "distill":
@@ -121,9 +128,9 @@ def _refining(
         count = sum(len(own) for stage, own in layers.items() if stage is not Stage.TEXT)
         looks = 1 + -(-given.steps // given.every)
     else:
-        passes = sum((part.passes for part in before), cost.Passes()) * given.passes
+        passes = sum((part.passes for part in once), cost.Passes()) * given.passes
         count, looks = sum(map(len, layers.values())), 1 + given.passes
-        seconds = given.passes * sum(part.seconds for part in before if part.passes == Passes())
+        seconds = given.passes * sum(part.seconds for part in once if part.passes == Passes())
     if given.stops:
         passes += cost.heldout_passes(validation_plan(options), len(members), looks)
     name = "distilling" if given.method == "distill" else "recording and solving again"
@@ -136,28 +143,37 @@ def _solving_parts(
     options: FuseOptions,
     speed: Speed,
     layers: dict[Stage, list[Layer]],
-    memory: dict[str, int],
+    at_hand: Collection[str] = (),
 ) -> list[Part]:
-    """Recording and solving by stage; memory is filled in."""
-    objective, parts = problem_of(options)[0], []
+    """Recording and solving by stage."""
+    objective, collection = problem_of(options)[0], collection_for(options)
     captions = len(objective.captions) if objective.anchor_weight > 0 else 0
-    sets = len(members) + bool(captions)
-    recording = cost.recording_passes(
-        collection_of(options.statistics), layers.keys(), len(members), captions, base.topology.layers
-    )
-    moments = {stage: cost.moments_of(own) for stage, own in layers.items()}
-    every = [moment for own in moments.values() for moment in own]
-    ranks = sum(_rank(member) for member in members)
-    for stage, passes in recording.items():
-        parts.append(Part(f"recording {stage.value}", len(layers[stage]), passes, speed.of(passes)))
-    for stage, own in moments.items():
-        seconds = speed.operation * cost.solving_operations(own, ranks, sets)
-        parts.append(Part(f"solving {stage.value}", len(layers[stage]), Passes(), seconds))
-    changed = [layer for own in layers.values() for layer in own]
-    memory["recording a concept"] = recording_bytes(changed, collection_of(options.statistics))
-    memory["solving"] = solving_memory(changed, collection_of(options.statistics), sets)
-    memory["statistics on the disk"] = cost.stored_bytes(every, sets)
+    sets, ranks = len(members) + bool(captions), sum(_rank(member) for member in members)
+    waiting = len(members) - len(set(at_hand) - {"anchor"}), 0 if "anchor" in at_hand else captions
+    sampled = len(members) if collection.rows else 0  # in a pass of their own, whatever is at hand
+    parts = [
+        Part(f"{what} {stage.value}", len(layers[stage]), passes, speed.of(passes))
+        for what, counts in (("recording", waiting), ("keeping rows of", (sampled, 0)))
+        for stage, passes in cost.recording_passes(collection, layers.keys(), *counts, base.topology.layers).items()
+        if passes != Passes()
+    ]
+    for stage, own in layers.items():
+        operations = cost.solving_operations(distinct_inputs(own), collection, ranks, sets)
+        parts.append(Part(f"solving {stage.value}", len(own), Passes(), speed.operation * operations))
     return parts
+
+
+def _memory(
+    members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], at_hand: Collection[str]
+) -> dict[str, int]:
+    """Memory, and what waits on the disk until the run ends."""
+    collection, inputs = collection_for(options), distinct_inputs(layers)
+    sets = len(members) + (problem_of(options)[0].anchor_weight > 0)
+    found = memory_needed(members, options, layers, recording=len(at_hand) < sets)
+    if not collection.progressive:
+        waiting = cost.stored_bytes(inputs, collection, sets - len(at_hand)) + cost.solved_bytes(inputs)
+        found["statistics and solved layers on the disk"] = waiting
+    return found
 
 
 def _rank(member: Member) -> int:
@@ -165,7 +181,7 @@ def _rank(member: Member) -> int:
     return max((min(t.flatten(1).shape) for t in member.concept.network.values() if t.dim() > 1), default=0)
 
 
-def measured_speed(base: Base, member: Member, options: FuseOptions) -> Speed:
+def measured_speed(base: Base, options: FuseOptions) -> Speed:
     """From one text, one pass of the UNet at the options' size and one product, each after a first one."""
     size = options.statistics
     height, width = latent_size(base, size.width, size.height)
@@ -195,7 +211,7 @@ def _seconds(base: Base, do: Callable[[], object]) -> float:
 def described(made: FusionPlan, members: Sequence[Member], options: FuseOptions) -> str:
     """The plan for people."""
     names = [member.concept.text for member in members]
-    collection, objective = collection_of(options.statistics), problem_of(options)[0]
+    collection, objective = collection_for(options), problem_of(options)[0]
     layers = [
         [name, *(counts[i] for counts in made.layers.values()), members[i].weight] for i, name in enumerate(names)
     ]

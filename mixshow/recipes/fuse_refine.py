@@ -22,6 +22,7 @@ from mixshow.fusion.solvers import Solver
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base
 from mixshow.recipes.fuse_output import tell_loss
+from mixshow.recipes.fuse_work import distill_checkpoints
 
 _SEED = 2  # of the validation pictures' start noise
 
@@ -56,8 +57,11 @@ def refined(
             passes=options.refine.passes, stopping=stopping, show_progress=True,
         )  # fmt: skip
     else:
-        plan = distill_plan(options)
-        found = distill(base, members, fusion, plan, factors=factors, stopping=stopping, show_progress=True)
+        plan, validation = distill_plan(options), validation_plan(options) if options.refine.stops else None
+        found = distill(
+            base, members, fusion, plan, factors=factors, stopping=stopping,
+            checkpoints=distill_checkpoints(base, members, options, fusion, plan, validation), show_progress=True,
+        )  # fmt: skip
     what = "re-recording" if options.refine.method == "rerecord" else "distilling"
     return dataclasses.replace(
         found,

@@ -1,14 +1,13 @@
 """The statistics of a fusion: from files that were given, left by an interrupted run, or recorded now.
 
-What is recorded goes into files in a folder beside the output, one per concept, whole or not at all. A run that was
-interrupted finds them there; one that ends removes the folder, and with `statistics.keep` has put them to its output.
+What is recorded goes into files in the run's work folder, one per concept, whole or not at all. A run that was
+interrupted finds them there; with `statistics.keep` they are put to the output too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -23,14 +22,18 @@ from mixshow.fusion.coverage import fused_layers, inputs_for
 from mixshow.fusion.fuse import Recorded
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.memory import fusion_memory
 from mixshow.fusion.origin import Origin, Origins
 from mixshow.fusion.prompts import CAPTIONS
-from mixshow.fusion.recording import record_all, recording_bytes, solving_memory
+from mixshow.fusion.recording import record_all
 from mixshow.fusion.sharing import summed
+from mixshow.fusion.solved_layers import digest
+from mixshow.fusion.statistics import input_width
 from mixshow.fusion.statistics_file import SUFFIX, StatisticsFile, StoredInputs, open_statistics, write_statistics
 from mixshow.models import Base
 from mixshow.models.base import extra_file
 from mixshow.models.vocabulary import ConceptVocabulary
+from mixshow.recipes.fuse_work import work_folder
 from mixshow.recipes.memory import check_memory
 from mixshow.recipes.statistics import collection_of
 
@@ -44,12 +47,14 @@ class _Wanted:
     Attributes:
         name: of its file, when it is kept.
         member: whose; None: the base's own, on captions.
+        place: where it is put when it is recorded.
         file: the one to use; None: it has to be recorded.
     """
 
     name: str
     member: Member | None
     origin: Origin
+    place: Path
     file: StatisticsFile | None
 
 
@@ -60,13 +65,13 @@ class FusionStatistics:
     Attributes:
         recorded: by stage; the tensors are still in their files.
         files: by the option that names them, `concepts[0]` or `anchor`: name and file.
-        folder: where those recorded now lie.
+        key: of all that these numbers depend on.
         seconds: spent on recording.
     """
 
     recorded: Mapping[Stage, Recorded]
     files: Mapping[str, tuple[str, Path]]
-    folder: Path
+    key: str
     seconds: float
 
     def to_keep(self) -> dict[str, Path]:
@@ -82,10 +87,6 @@ class FusionStatistics:
         ]
         anchor = dataclasses.replace(options.anchor, statistics=places.get("anchor"))
         return dataclasses.replace(options, concepts=concepts, anchor=anchor)
-
-    def finish(self) -> None:
-        """Remove what was recorded for this run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def gather_statistics(
@@ -110,16 +111,18 @@ def gather_statistics(
             moments, all of them together.
         MixshowError: there is too little memory; a file cannot be written.
     """
-    if options.method not in SOLVING or options.statistics.collect == "progressive":
+    if options.method not in SOLVING:
         return None
-    collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
+    collection, captions = collection_for(options), options.anchor.captions or CAPTIONS
     layers = fused_layers(base, members)
-    folder = options.output.with_name(f".{options.output.name}.{KEPT}")
-    wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, folder, source, known)
-    _check_memory(base, wanted, layers, collection)
+    if collection.progressive:
+        _check_memory(base, members, options, layers, recording=False)
+        return None
+    wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, source, known)
+    waiting = [key for key, each in wanted.items() if each.file is None]
+    _check_memory(base, members, options, layers, recording=bool(waiting))
     start = time.monotonic()
     opened: dict[str, StatisticsFile] = {}
-    waiting = [key for key, each in wanted.items() if each.file is None]
     processes = processes or Processes.alone()
     # A picture's step counts one; text features, which take little beside them, count with the first.
     steps = {key: _steps(wanted[key], collection, captions, processes.part(i)) for i, key in enumerate(wanted)}
@@ -130,7 +133,7 @@ def gather_statistics(
                 every, until = processes.part(number), bar.n + steps[key]
                 found = record_all(base, each.member, layers, collection, captions, every, bar.update)
                 found = summed(found, processes, base.device, collection.kept_rows)
-                opened[key] = _written(folder, each, found, layers, processes)
+                opened[key] = _written(each, found, layers, processes)
                 bar.update(until - bar.n)  # where no layer needed pictures
             else:
                 opened[key] = each.file
@@ -140,21 +143,27 @@ def gather_statistics(
     anchor = stored.pop("anchor", None)
     recorded = Recorded(list(stored.values()), anchor)
     files = {key: (wanted[key].name, file.path) for key, file in opened.items()}
-    return FusionStatistics(dict.fromkeys(Stage, recorded), files, folder, time.monotonic() - start)
+    decisive = digest([(key, wanted[key].origin.key(), _version(file.path)) for key, file in opened.items()])
+    return FusionStatistics(dict.fromkeys(Stage, recorded), files, decisive, time.monotonic() - start)
 
 
-def check_given_statistics(base: Base, members: Sequence[Member], options: FuseOptions, source: str) -> None:
-    """Refuse files of statistics that do not fit, as fusing does.
+def statistics_at_hand(base: Base, members: Sequence[Member], options: FuseOptions, source: str) -> set[str]:
+    """Which statistics need not be recorded, by the option that names them; files that do not fit are refused.
 
     Raises:
         OptionsError: what is wrong with them, all together.
     """
     if options.method not in SOLVING or options.statistics.collect == "progressive":
-        return
-    collection, captions = collection_of(options.statistics), options.anchor.captions or CAPTIONS
-    folder = options.output.with_name(f".{options.output.name}.{KEPT}")
-    origins = Origins(base, collection, captions)
-    _wanted(base, members, options, origins, fused_layers(base, members), folder, source, frozenset())
+        return set()
+    origins = Origins(base, collection_for(options), options.anchor.captions or CAPTIONS)
+    wanted = _wanted(base, members, options, origins, fused_layers(base, members), source, frozenset())
+    return {key for key, each in wanted.items() if each.file is not None}
+
+
+def collection_for(options: FuseOptions) -> Collection:
+    """With rows where the objective wants them."""
+    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
+    return dataclasses.replace(collection_of(options.statistics), rows=rows)
 
 
 def _wanted(
@@ -163,11 +172,11 @@ def _wanted(
     options: FuseOptions,
     origins: Origins,
     layers: Sequence[Layer],
-    folder: Path,
     source: str,
     known: AbstractSet[Path],
 ) -> dict[str, _Wanted]:
     """By the option that names them; with the files that are at hand, checked."""
+    folder, collection = work_folder(options), collection_for(options)
     given: dict[str, tuple[Member | None, Path | None]] = {
         f"concepts[{i}]": (member, options.concepts_listed[i].statistics) for i, member in enumerate(members)
     }
@@ -179,13 +188,15 @@ def _wanted(
         name = "captions" if member is None else concept_name(member.concept.embeddings, member.concept.text)
         name = name if name not in [each.name for each in found.values()] else f"{name}-{len(found)}"
         origin = origins.of(member)
+        place = _work_file(folder, name, origin, layers, collection)
         try:
-            at_hand = _left(base, _work_file(folder, name, origin), origin, layers) if file is None else None
-            if file is not None:
+            if file is None:
+                at_hand = _left(base, place, origin, layers)
+            else:
                 at_hand = _checked(base, file, origin, layers)
                 if file not in known:
                     at_hand.check_numbers()
-            found[key] = _Wanted(name, member, origin, at_hand)
+            found[key] = _Wanted(name, member, origin, place, at_hand)
         except MixshowError as error:
             problems.append(f"{key}.statistics: {error}")
     if problems:
@@ -220,19 +231,25 @@ def _steps(wanted: _Wanted, collection: Collection, captions: Sequence[str], eve
     return collection.steps * len(pictures[every])
 
 
-def _written(
-    folder: Path, wanted: _Wanted, found: Statistics, layers: Sequence[Layer], processes: Processes
-) -> StatisticsFile:
+def _written(wanted: _Wanted, found: Statistics, layers: Sequence[Layer], processes: Processes) -> StatisticsFile:
     """What all processes recorded, in a file that all of them open."""
-    path = _work_file(folder, wanted.name, wanted.origin)
     if processes.main:
-        write_statistics(path, found, wanted.origin, {layer.path for layer in layers if layer.extended})
+        write_statistics(wanted.place, found, wanted.origin, {layer.path for layer in layers if layer.extended})
     processes.gathered(None)  # it is written
-    return open_statistics(path)
+    return open_statistics(wanted.place)
 
 
-def _work_file(folder: Path, name: str, origin: Origin) -> Path:
-    return folder / f"{name}-{origin.key()}{SUFFIX}"
+def _work_file(folder: Path, name: str, origin: Origin, layers: Sequence[Layer], collection: Collection) -> Path:
+    """Where a set of statistics lies during the run; how many rows wide inputs have is in its name too."""
+    wide = any(input_width(layer.module) + layer.extended > collection.moment_width for layer in layers)
+    sampling = f"-{collection.moment_width}-{collection.kept_rows}" if wide else ""
+    return folder / f"{name}-{origin.key()}{sampling}{SUFFIX}"
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Tells a file from one that replaces it, recorded elsewhere perhaps and rounded in another way."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def concept_name(tokens: Iterable[str], text: str) -> str:
@@ -241,8 +258,28 @@ def concept_name(tokens: Iterable[str], text: str) -> str:
     return re.sub(r"[^\w.-]+", "_", next(iter(names), text))
 
 
-def _check_memory(base: Base, wanted: Mapping[str, _Wanted], layers: Sequence[Layer], collection: Collection) -> None:
-    recording = recording_bytes(layers, collection) if any(each.file is None for each in wanted.values()) else 0
-    solving = solving_memory(layers, collection, len(wanted))
-    what = "recording statistics" if recording > solving else "solving"
-    check_memory(what, max(recording, solving), base.device, "fuse on a machine with more")
+def memory_needed(
+    members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
+) -> dict[str, int]:
+    """Bytes beside the model by what they are needed for.
+
+    Args:
+        layers: that the members change.
+        recording: whether any statistics are recorded beforehand.
+    """
+    anchored = options.anchor.weight > 0 and options.method != "subspace"
+    return fusion_memory(
+        layers, collection_for(options), len(members), len(members) + anchored, recording=recording,
+        again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
+    )  # fmt: skip
+
+
+def _check_memory(
+    base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
+) -> None:
+    needed = memory_needed(members, options, layers, recording=recording)
+    what = max(needed, key=needed.__getitem__)
+    advice = "fuse on a machine with more"
+    if options.solver.objective != "squares":
+        advice = f"lower statistics.rows, or {advice}"
+    check_memory(what, needed[what], base.device, advice)

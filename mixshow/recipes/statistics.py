@@ -16,9 +16,10 @@ from mixshow.core.progress import log
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.coverage import OWN, covered_layers
 from mixshow.fusion.members import Member
+from mixshow.fusion.memory import recording_bytes
 from mixshow.fusion.origin import Origins
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
-from mixshow.fusion.recording import record_all, recording_bytes
+from mixshow.fusion.recording import record_all
 from mixshow.fusion.statistics_file import SUFFIX, open_statistics, write_statistics
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named

@@ -53,6 +53,20 @@ def test_a_folder_replaces_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_files_written_together_are_all_new_or_all_old(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a", "old")
+    with pytest.raises(KeyboardInterrupt), files.files_written_together(tmp_path) as temporary:
+        files.write_text(temporary / "a", "new")
+        files.write_text(temporary / "inside" / "b", "new")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"] and (tmp_path / "a").read_text() == "old"
+    with files.files_written_together(tmp_path) as temporary:
+        files.write_text(temporary / "a", "new")
+        files.write_text(temporary / "inside" / "b", "new")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "inside", "inside/b"]
+    assert (tmp_path / "a").read_text() == "new"
+
+
 def test_safetensors_round_trip_over_itself(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     tensors = {"w": torch.randn(3, 4), "half": torch.randn(2).half()}

@@ -144,4 +144,17 @@ def test_one_file_keeps_its_statistics_beside_it(fused: Path, monkeypatch: pytes
         f"{name}.stats.safetensors" for name in ("captions", "duck", "fox")
     }
     refuse_to_record(monkeypatch)
+    before = {path: path.read_bytes() for path in fused.glob("one*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr("mixshow.models.checkpoint_write.write_safetensors", full_disk)
+        for changed in ([], ["output=two.safetensors"]):
+            assert main(["fuse", "one.safetensors", "--remove", "duck", *changed]) == EXIT_USER_ERROR
+    assert before == {path: path.read_bytes() for path in before} and not list(fused.glob("two*"))
+    assert not list(fused.glob("*.partial"))
     assert main(["fuse", "one.safetensors", "--remove", "duck"]) == 0
+    names = [concept["tokens"] for concept in json.loads(Path("one_fusion_report.json").read_text())["concepts"]]
+    assert names == [["<fox1>", "<fox2>"]]
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixshow.cli.main import EXIT_USER_ERROR, main
+from mixshow.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
 from mixshow.core.processes import Processes
 from mixshow.edlora.concept import save_concept
 from mixshow.fusion import cost, lessons
 from mixshow.fusion.collect import Collection
+from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.fuse import Fusion, Objective, changed_layers, fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage
@@ -75,6 +76,32 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(options: Path, capsys: pyt
         assert expected in text
     assert "memory beside the model" in text and "time to expect" in text
     assert set(options.parent.rglob("*")) == before
+
+
+def test_a_dry_run_leaves_out_recording_that_files_save(
+    options: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Left by an interrupted run, as files of `mixshow statistics` would be."""
+
+    def planned(*arguments: str) -> dict[str, str]:
+        capsys.readouterr()
+        assert main(["fuse", str(options), "--dry-run", *arguments]) == 0
+        lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        return {line[1].strip(): line[4].strip() for line in lines if len(line) == 7}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mixshow.recipes.fuse.fuse_members", interrupted)
+        assert main(["fuse", str(options)]) == EXIT_INTERRUPTED
+    assert not any(name.startswith("recording") for name in planned())
+    assert planned("anchor.captions=[a boy]")["recording spatial layers"] == "2"  # a caption of two steps
+    assert planned("statistics.seed=1")["recording spatial layers"] == "14"
+    rows = planned("solver.objective=huber")
+    assert rows["keeping rows of spatial layers"] == "12" and "recording spatial layers" not in rows
+    assert int(planned("refine.method=rerecord", "refine.passes=3")["recording and solving again"]) > 3 * 14
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_dry_run_counts_every_pass_of_recording_again(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,14 +167,24 @@ def test_the_plan_counts_the_passes_of_lessons_and_reports(tiny: Base, members: 
     assert lessons.lesson_prompts(plan, 0) == ["{concept}", "red {concept}"]
 
 
+def test_the_plan_knows_that_wide_layers_are_solved_in_the_span_of_their_rows(
+    tiny: Base, members: list[Member]
+) -> None:
+    inputs = distinct_inputs(changed_layers(tiny, members, Stage.SPATIAL))
+    moments, rows = Collection(), Collection(moment_width=1, kept_rows=2)
+    assert cost.stored_bytes(inputs, moments, 3) == 3 * sum(2 * each.elements for each in inputs)
+    assert cost.stored_bytes(inputs, rows, 3) == 3 * sum(8 * each.width * len(each.outputs) for each in inputs)
+    assert cost.solving_operations(inputs, rows, 8, 3) < cost.solving_operations(inputs, moments, 8, 3)
+
+
 def test_the_plan_knows_the_distinct_inputs(tiny: Base, members: list[Member]) -> None:
     layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
     recorded = fuse_recorded(tiny, members)
     distinct = {id(each): each for each in recorded.values()}.values()
-    moments = cost.moments_of(layers)
-    assert sorted(moment.width for moment in moments) == sorted(each.shape[-1] for each in distinct)
-    assert sum(moment.bytes for moment in moments) == sum(each.moment.nbytes for each in distinct)
-    assert sum(len(moment.outputs) for moment in moments) == len(layers)
+    inputs = distinct_inputs(layers)
+    assert sorted(each.width for each in inputs) == sorted(each.shape[-1] for each in distinct)
+    assert sum(each.elements for each in inputs) == sum(each.moment.numel() for each in distinct)
+    assert sum(len(each.outputs) for each in inputs) == len(layers)
 
 
 def fuse_recorded(base: Base, members: list[Member]) -> dict[str, object]:

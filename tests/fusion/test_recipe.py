@@ -14,6 +14,7 @@ import torch
 from mixshow.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
 from mixshow.config.fuse import ConceptOptions, FuseOptions, load_fuse_options
 from mixshow.config.load import Section
+from mixshow.core.files import read_safetensors
 from mixshow.edlora.concept import save_concept
 from mixshow.formats import write_mix_of_show
 from mixshow.fusion.collect import PUBLISHED
@@ -189,9 +190,12 @@ def test_stopping_leaves_nothing_half_written(
     assert main(["fuse", "fuse.yml", "report.heldout=false"]) == (
         EXIT_INTERRUPTED if error is KeyboardInterrupt else EXIT_USER_ERROR
     )
-    left = [stage / ".fused.statistics", *(stage / ".fused.statistics").iterdir()]  # whole, and used by the next run
-    assert len(left) == 4 and sorted(set(stage.rglob("*")) - set(left)) == before
-    assert all(open_statistics(file).check_numbers() is None for file in left[1:])
+    work = stage / ".fused.statistics"  # what is in it is whole, and used by the next run
+    assert sorted({*stage.rglob("*")} - {work, *work.iterdir()}) == before
+    statistics = list(work.glob("*.stats.safetensors"))
+    assert len(statistics) == 3 and all(open_statistics(file).check_numbers() is None for file in statistics)
+    others = {file.name.partition("-")[0] for file in work.iterdir() if file not in statistics}
+    assert others == {"solved"} and all(read_safetensors(file)[0] for file in work.glob("solved-*"))
 
 
 def test_the_published_preset_gives_defaults_that_keys_override(stage: Path) -> None:

@@ -13,7 +13,8 @@ from mixshow.core.processes import Processes
 from mixshow.fusion import sharing, solve
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.sharing import joined_rows, summed
-from mixshow.fusion.solve import Solved, solved
+from mixshow.fusion.solve import solved
+from mixshow.fusion.solved_layers import Solved, SolvedLayers
 from mixshow.fusion.solvers import LBFGS
 from mixshow.fusion.statistics import SINGLE_RESOLUTION, LayerStatistics
 from mixshow.fusion.statistics_file import open_statistics, write_statistics
@@ -69,6 +70,26 @@ def test_processes_solve_different_layers_and_have_all(monkeypatch: pytest.Monke
     assert [set(share) for share in shares] == [{"q", "k"}, {"out"}]
     for share in shares:
         assert all(torch.equal(each.outcome.change, alone[name].outcome.change) for name, each in share.items())
+
+
+def test_what_processes_left_is_not_solved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solve, "_BYTES", 1)
+    concepts, kept = [statistics(1), statistics(5)], SolvedLayers(tmp_path, "key")
+    alone = solutions(concepts, keep_metrics=True)
+    for index in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Processes, "gathered", interrupt)  # what one solved is written before the others are asked
+            solutions(concepts, processes=Processes(index, 2), kept=kept, keep_metrics=True)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(solve, "_solve_part", interrupt)
+    found = solutions(concepts, known=kept.read(NAMES, metrics=True), keep_metrics=True)
+    for name, each in found.items():
+        assert torch.equal(each.outcome.change, alone[name].outcome.change)
+        assert torch.equal(each.metric, alone[name].metric)  # type: ignore[arg-type]
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_layers_that_only_some_processes_recorded_add(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,95 @@
+"""Memory that a fusion takes beside the model, from the layers' widths, before anything has run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mixshow.fusion.collect import Collection
+from mixshow.fusion.distinct_inputs import DistinctInputs, distinct_inputs
+from mixshow.fusion.layers import Layer, Stage
+from mixshow.fusion.solve import at_hand_bytes, solving_bytes
+from mixshow.fusion.statistics import input_width, is_elementwise
+from mixshow.lycoris.carrier import own_weight
+
+_ROWS_WORK = 5  # tensors of a layer's outputs on kept rows, while another objective than squares is minimised
+
+
+def fusion_memory(
+    layers: Sequence[Layer],
+    collection: Collection,
+    members: int,
+    sets: int,
+    *,
+    recording: bool = True,
+    again: bool = False,
+    shrunk: bool = False,
+) -> dict[str, int]:
+    """Bytes by what they are needed for.
+
+    Args:
+        layers: that any concept changes.
+        collection: with `rows` where the objective keeps some.
+        sets: of statistics: one per member, and one more for an anchor.
+        recording: whether a set is recorded into a file beforehand.
+        again: everything is recorded again afterwards, through the fused model.
+        shrunk: moments are shrunk, those of wide inputs therefore formed.
+    """
+    stages = [own for stage in Stage if (own := [layer for layer in layers if layer.stage is stage])]
+    solving = [
+        solving_memory(own, collection, sets, shrunk=shrunk) + kept_bytes(own, collection, members) for own in stages
+    ]
+    found = {}
+    if recording and not collection.progressive:
+        found["recording a concept"] = recording_bytes(layers, collection)
+    if not collection.progressive:
+        found["solving"] = max(solving, default=0)
+    if collection.progressive or again:
+        # All concepts' statistics of a stage are at hand, while the last is recorded and while all are solved.
+        by_stage = [
+            held_bytes(own, collection, sets) + max(recording_bytes(own, collection), solved)
+            for own, solved in zip(stages, solving)
+        ]
+        what = "recording and solving again" if again else "recording and solving by stages"
+        found[what] = max(by_stage, default=0)
+    return found
+
+
+def recording_bytes(layers: Sequence[Layer], collection: Collection) -> int:
+    """Of recording one concept: rows, or moments in float64 beside their latest products."""
+    return sum(
+        4 * each.kept_elements(collection) if each.is_wide(collection) else 16 * each.elements
+        for each in distinct_inputs(layers)
+    )
+
+
+def held_bytes(layers: Sequence[Layer], collection: Collection, sets: int) -> int:
+    """Of statistics that are at hand, as they were recorded."""
+    return sets * sum(
+        4 * each.kept_elements(collection) if each.is_wide(collection) else 8 * each.elements
+        for each in distinct_inputs(layers)
+    )
+
+
+def kept_bytes(layers: Sequence[Layer], collection: Collection, members: int) -> int:
+    """Of rows that objectives other than squares keep of every layer, with what their largest layer takes."""
+    rows = members * collection.rows
+    sampled = [layer for layer in layers if not is_elementwise(layer.module)]
+    widths = [input_width(layer.module) + layer.extended for layer in sampled]
+    work = [
+        8 * (width + _ROWS_WORK * len(own_weight(layer.module))) for width, layer in zip(widths, sampled, strict=True)
+    ]
+    return rows * (4 * sum(widths) + max(work, default=0))
+
+
+def solving_memory(layers: Sequence[Layer], collection: Collection, sets: int, *, shrunk: bool = False) -> int:
+    """Of solving, with as many sets of statistics in files."""
+    inputs = distinct_inputs(layers)
+    wide = [each.width * _directions(each, collection, sets, shrunk) for each in inputs if each.is_wide(collection)]
+    moments = [each.elements for each in inputs if not each.is_wide(collection)]
+    return max(solving_bytes(moments, sets), at_hand_bytes(max(wide, default=0), sets))
+
+
+def _directions(inputs: DistinctInputs, collection: Collection, sets: int, shrunk: bool) -> int:
+    """In which wide inputs are solved: as many as there are rows, or all where their moment is formed."""
+    whole = shrunk or collection.rows > 0
+    return inputs.width if whole else min(inputs.width, sets * collection.kept_rows)

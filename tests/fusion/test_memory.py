@@ -1,0 +1,62 @@
+"""What a fusion says beforehand that it needs, beside what it then holds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mixshow.fusion.collect import Collection
+from mixshow.fusion.fuse import Objective, Recorded, keep_inputs, record_stage
+from mixshow.fusion.layers import Stage
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.memory import fusion_memory, held_bytes, kept_bytes
+from mixshow.fusion.wide import KeptRows
+from mixshow.models import Base
+from tests.tiny import tiny_concept
+
+COLLECTION = Collection(
+    text_prompts=["{concept}"], picture_prompts=["{concept}"], steps=1, rows=4, moment_width=20, kept_rows=1
+)
+OBJECTIVE = Objective(anchor_weight=0.3, captions=["a dog"])
+
+
+@pytest.fixture(scope="module")
+def members(tiny: Base) -> list[Member]:
+    return [Member(tiny_concept(tiny, name, seed=i)) for i, name in enumerate(("duck", "fox"))]
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_what_is_held_of_a_stage_is_counted(stage: Stage, tiny: Base, members: list[Member]) -> None:
+    layers = changed_layers(tiny, members, stage)
+    recorded = record_stage(tiny, members, stage, COLLECTION, OBJECTIVE)
+    assert sum(bytes_of(recorded)) == held_bytes(layers, COLLECTION, 3)
+    samples = keep_inputs(tiny, members, stage, COLLECTION, OBJECTIVE).samples
+    distinct = {each.data_ptr(): each for own in samples for each in own.values()}.values()
+    held = sum(each.nbytes for each in distinct)  # keys and values share theirs, which is not counted on
+    assert 0 < held <= kept_bytes(layers, COLLECTION, len(members))
+    assert kept_bytes(layers, dataclasses.replace(COLLECTION, rows=0), len(members)) == 0
+
+
+def bytes_of(recorded: Recorded) -> list[int]:
+    assert recorded.anchor is not None
+    each = {id(own): own for held in (*recorded.concepts, recorded.anchor) for own in held.values()}.values()
+    return [own.kept.nbytes if isinstance(own, KeptRows) else own.moment.nbytes for own in each]
+
+
+def test_every_part_of_a_fusion_is_counted(tiny: Base, members: list[Member]) -> None:
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    squares = dataclasses.replace(COLLECTION, rows=0)
+    plain = fusion_memory(layers, squares, 2, 3)
+    assert plain.keys() == {"recording a concept", "solving"}
+    assert fusion_memory(layers, squares, 2, 3, recording=False).keys() == {"solving"}
+    most = max(held_bytes(changed_layers(tiny, members, stage), squares, 3) for stage in Stage)
+    again = fusion_memory(layers, squares, 2, 3, again=True)
+    assert again["recording and solving again"] > max(most, plain["solving"]) and again.keys() > plain.keys()
+    [stages] = fusion_memory(layers, dataclasses.replace(squares, progressive=True), 2, 3).values()
+    assert stages == again["recording and solving again"]
+    # Rows, and the moments of wide inputs, which other objectives and shrinking want formed.
+    assert fusion_memory(layers, COLLECTION, 2, 3)["solving"] > plain["solving"]
+    few = dataclasses.replace(squares, moment_width=1, kept_rows=1)
+    formed = fusion_memory(layers, few, 2, 3, shrunk=True)["solving"]
+    assert formed > fusion_memory(layers, few, 2, 3)["solving"]
