@@ -52,6 +52,12 @@ METHODS: Mapping[str, Sequence[str]] = {
     "distill_no_anchor": ("anchor.weight=0",),
     "solve": (_WITHOUT,),
     "solve_no_anchor": (_WITHOUT, "anchor.weight=0"),
+    "solve_sensitivity": (
+        _WITHOUT,
+        "statistics.row_weights=sensitivity",
+        "statistics.steps=8",
+        "anchor.weight=0.05",
+    ),
     **{
         name: (_WITHOUT, f"method={name}")
         for name in ("sum", AVERAGE, "svd", "concatenate", "ties", "dare", "orthogonal", "subspace")

@@ -225,6 +225,10 @@ class FuseOptions(Section):
                 f"solver.objective: {self.solver.objective} is for method=solve or constrained, found method=subspace, "
                 "which solves by squares; leave it out"
             )
+        if self.statistics.row_weights != "equal" and self.solver.objective != "squares":
+            found.append(
+                f"statistics.row_weights: sensitivity is for solver.objective=squares, found {self.solver.objective}"
+            )
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
         return found

@@ -26,6 +26,11 @@ class StatisticsOptions(Section):
         "all: every position of padded prompts; concept: unpadded, for keys and values concept and end tokens",
         "all",
     )
+    row_weights: Literal["equal", "sensitivity"] = option(
+        "sensitivity: inputs of the UNet's layers besides keys and values count by how much the predicted noise "
+        "depends on what the layer makes of them; takes a pass forwards and backwards more at each step",
+        "equal",
+    )
     weights: Literal["given", "rows"] = option(
         "weigh concepts by concepts[].weight, or by their number of recorded rows", "given"
     )

@@ -46,10 +46,11 @@ def recording_passes(
     texts = members * len(collection.text_prompts) * layers + captions
     pictures = members * len(collection.picture_prompts)
     states = pictures * layers + captions
+    weighed = 2 + _BACKWARD if collection.sensitive else 1
     every = {
         Stage.TEXT: Passes(texts),
         Stage.KEY_VALUE: Passes(texts),
-        Stage.SPATIAL: Passes(states, (pictures + captions) * collection.steps),
+        Stage.SPATIAL: Passes(states, (pictures + captions) * collection.steps * weighed),
     }
     return {stage: passes for stage, passes in every.items() if stage in stages}
 

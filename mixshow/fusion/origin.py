@@ -36,6 +36,7 @@ class Origin:
         width: pixels.
         height: pixels.
         seed: of the start noise.
+        row_weights: `sensitivity` where inputs count by what the prediction depends on, see `Collection.sensitive`.
     """
 
     base: str
@@ -51,6 +52,7 @@ class Origin:
     width: int
     height: int
     seed: int
+    row_weights: str = "equal"  # as in files from before there was another choice
 
     def differences(self, wanted: Origin) -> list[str]:
         """Why these are not the wanted statistics, one sentence each; empty where they are."""
@@ -83,7 +85,12 @@ class Origin:
     @classmethod
     def from_json(cls, about: Mapping[str, Any]) -> Self:
         """Raises KeyError where something is missing."""
-        values: dict[str, Any] = {field.name: about[field.name] for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {
+            field.name: about.get(field.name, field.default)
+            if field.default is not dataclasses.MISSING
+            else about[field.name]
+            for field in dataclasses.fields(cls)
+        }
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return cls(**values)
 
@@ -122,6 +129,7 @@ class Origins:
             "width": width * factor,
             "height": height * factor,
             "seed": collection.seed,
+            "row_weights": "sensitivity" if collection.sensitive else "equal",
         }
         self._templates = tuple(collection.text_prompts), tuple(collection.picture_prompts)
 

@@ -94,4 +94,5 @@ def collection_of(given: StatisticsOptions) -> Collection:
         batch_size=given.batch_size,
         moment_width=given.moment_width,
         kept_rows=given.kept_rows,
+        sensitive=given.row_weights == "sensitivity",
     )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mixshow.cli.main import EXIT_USER_ERROR, main
+from mixshow.edlora.concept import save_concept
 from mixshow.fusion.collect import Collection, spatial_statistics
 from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.origin import Origin, Origins
 from mixshow.fusion.sensitivity import SensitivityRecorder
 from mixshow.fusion.statistics import input_rows
 from mixshow.fusion.wide import KeptRows, RowSampling
@@ -151,3 +156,39 @@ def test_weights_differ_from_row_to_row(tiny: Base, layers: list[Layer]) -> None
         one, other = (found[path].moment / found[path].moment.diagonal().sum() for found in (plain, weighed))
         apart += float((one - other).norm()) > 1e-3 * float(one.norm())
     assert apart > len(plain) / 2
+
+
+@pytest.fixture
+def stage(tiny: Base, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("duck", "fox")):
+        save_concept(tiny_concept(tiny, name, seed=number), f"{name}.safetensors")
+    Path("fuse.yml").write_text(
+        f"base: {tiny_folder}\nconcepts: [{{file: duck.safetensors}}, {{file: fox.safetensors}}]\noutput: fused\n"
+        "statistics: {steps: 1, text_prompts: ['a {concept}'], picture_prompts: ['{concept}'], "
+        "row_weights: sensitivity}\nrefine: {method: none}\nanchor: {captions: ['a dog']}\n"
+        "report: {steps: 1, prompts: ['a {concept} in the rain'], captions: ['a boy']}\n"
+    )
+    return tmp_path
+
+
+def test_the_command_weighs_rows_and_tells_files_apart(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fuse", "fuse.yml", "statistics.keep=true"]) == 0
+    assert main(["fuse", "fuse.yml", "statistics.row_weights=equal", "output=plain"]) == 0
+    weighed, plain = (json.loads((stage / name / "fusion_report.json").read_text()) for name in ("fused", "plain"))
+    assert weighed["held_out"]["errors"] != plain["held_out"]["errors"]
+    file = "fused/statistics/duck.stats.safetensors"
+    kept = f"concepts=[{{file: duck.safetensors, statistics: {file}}}, {{file: fox.safetensors}}]"
+    assert main(["fuse", "fuse.yml", kept, "output=again", "report.heldout=false"]) == 0
+    capsys.readouterr()
+    assert main(["fuse", "fuse.yml", kept, "statistics.row_weights=equal", "output=mixed"]) == EXIT_USER_ERROR
+    assert "recorded with row_weights sensitivity, not equal" in capsys.readouterr().err
+    assert main(["fuse", "fuse.yml", "solver.objective=huber"]) == EXIT_USER_ERROR
+    assert "row_weights: sensitivity is for solver.objective=squares" in capsys.readouterr().err
+
+
+def test_files_without_weights_of_rows_are_of_equal_ones(tiny: Base) -> None:
+    origin = Origins(tiny, Collection(), ["a dog"]).of(None)
+    older = {key: value for key, value in origin.to_json().items() if key != "row_weights"}
+    assert Origin.from_json(older) == origin
+    assert Origins(tiny, Collection(sensitive=True), ["a dog"]).of(None).key() != origin.key()
