@@ -231,6 +231,8 @@ class FuseOptions(Section):
             )
         if self.format != "lora" and self.lora != LoraOptions():
             found.append("lora: its options are for format=lora; leave them out")
+        if self.refine.low_rank and self.refine.method != "distill":
+            found.append(f"refine.low_rank: is for refine.method=distill, found {self.refine.method}; leave it out")
         return found
 
 

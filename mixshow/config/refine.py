@@ -23,8 +23,8 @@ class RefineOptions(Section):
         "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 3
     )
     low_rank: bool | None = option(
-        "distill within the factors of the solution, cut to lora.rank and lora.energy before, so that a network file "
-        "holds the result exactly; null: with format=lora",
+        "distill within the factors of the solution, with format=lora cut to lora.rank and lora.energy before, so that "
+        "a network file holds the result exactly; null: with format=lora",
         None,
     )
     prompts: list[str] | None = option("prompts with {concept} to distill on; null: the built-in list", None)

@@ -68,17 +68,19 @@ class Checkpoints:
     Args:
         folder: need not be there yet.
         key: of all that decides what is distilled.
-        seconds: at least so many between two states, but where one is asked for.
+        seconds: at least so many between two states, but where one is asked for; 0: one at every step.
     """
 
     def __init__(self, folder: Path, key: str, seconds: float = 120.0) -> None:
         self._folder, self._key, self._seconds = folder, key, seconds
         self._last = time.monotonic()
+        self._took = 0.0
+        self._lessons_of: int | None = None  # the round whose lessons are in the file
 
     @property
     def due(self) -> bool:
-        """Whether enough time went by."""
-        return time.monotonic() - self._last >= self._seconds
+        """Whether enough time went by, and ten times what writing takes."""
+        return self._seconds == 0 or time.monotonic() - self._last >= max(self._seconds, 10 * self._took)
 
     def read(self, device: torch.device | str = "cpu") -> Position | None:
         """The latest position; None where there is none, or none that can be read."""
@@ -90,6 +92,7 @@ class Checkpoints:
         except (MixshowError, KeyError, TypeError, ValueError) as error:
             log.warning("%s; distilling begins anew", error)
             return None
+        self._lessons_of = position.number
         log.info("distilling goes on after %d steps", position.step)
         return position
 
@@ -110,8 +113,10 @@ class Checkpoints:
             MixshowError: the disk is full or the folder cannot be written.
         """
         lessons = self._lessons(number)
-        if not lessons.is_file():
+        start = time.monotonic()
+        if self._lessons_of != number:  # what a run that could not be resumed left is of other lessons
             _write_lessons(lessons, curriculum)
+            self._lessons_of = number
         state = {
             "number": number,
             "step": step,
@@ -121,13 +126,14 @@ class Checkpoints:
             "generator": generator.get_state(),
             "stopping": None if stopping is None else stopping.state_dict(),
         }
-        with written_atomically(self._state) as temporary:
-            torch.save(state, temporary)
+        with written_atomically(self._state) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)  # torch's own file writer reports a full disk as a programming error
         for other in self._folder.glob("distilled-*"):  # of rounds before, and of other options
             if other not in (lessons, self._state):
                 with contextlib.suppress(OSError):
                     other.unlink()
         self._last = time.monotonic()
+        self._took = self._last - start
 
     @property
     def _state(self) -> Path:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.layers import Layer
+from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.statistics import input_width, is_elementwise
 from mixshow.lycoris.carrier import own_weight
 
@@ -42,14 +42,16 @@ class DistinctInputs:
         return self.width > collection.moment_width
 
 
-def distinct_inputs(layers: Iterable[Layer]) -> list[DistinctInputs]:
-    """Of some layers, in their order."""
+def distinct_inputs(layers: Iterable[Layer], collection: Collection) -> list[DistinctInputs]:
+    """Of some layers, in their order; where rows are weighed every spatial layer has inputs of its own."""
     found: dict[tuple[object, ...], DistinctInputs] = {}
     for layer in layers:
         elementwise = is_elementwise(layer.module)
         width, channels = input_width(layer.module) + layer.extended, len(own_weight(layer.module))
         outer, _, name = layer.path.rpartition(".")
-        key = (outer, layer.stage, width) if name in _TOGETHER and not elementwise else (layer.path,)
+        weighed = collection.sensitive and layer.stage is Stage.SPATIAL
+        together = name in _TOGETHER and not elementwise and not weighed
+        key = (outer, layer.stage, width) if together else (layer.path,)
         before = found.get(key, DistinctInputs(width, channels if elementwise else 1, ()))
         found[key] = dataclasses.replace(before, outputs=(*before.outputs, 1 if elementwise else channels))
     return list(found.values())

@@ -119,7 +119,8 @@ def as_low_rank(
     """A fusion of low-rank changes only, as a float32 file would hold them, and their factors by module path.
 
     Args:
-        fusion: of weights only, without biases and normalisations; with `metrics` where it should be truncated in them.
+        fusion: of weights only, without biases and normalisations; with `metrics` where it should be truncated in
+            them, which the result does without.
         rank: at most this in every layer; None: exact.
         energy: see `factorised`.
     """
@@ -133,7 +134,7 @@ def as_low_rank(
     }
     changes = {path: each.up @ each.down for path, each in factors.items()}
     directions = {path: each.up for path, each in factors.items()}
-    return dataclasses.replace(fusion, changes=changes, directions=directions), factors
+    return dataclasses.replace(fusion, changes=changes, directions=directions, metrics={}), factors
 
 
 def loss_report(factors: Mapping[str, Factors]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def recording_bytes(layers: Sequence[Layer], collection: Collection) -> int:
     """Of recording one concept: rows, or moments in float64 beside their latest products."""
     return sum(
         4 * each.kept_elements(collection) if each.is_wide(collection) else 16 * each.elements
-        for each in distinct_inputs(layers)
+        for each in distinct_inputs(layers, collection)
     )
 
 
@@ -66,7 +66,7 @@ def held_bytes(layers: Sequence[Layer], collection: Collection, sets: int) -> in
     """Of statistics that are at hand, as they were recorded."""
     return sets * sum(
         4 * each.kept_elements(collection) if each.is_wide(collection) else 8 * each.elements
-        for each in distinct_inputs(layers)
+        for each in distinct_inputs(layers, collection)
     )
 
 
@@ -83,7 +83,7 @@ def kept_bytes(layers: Sequence[Layer], collection: Collection, members: int) ->
 
 def solving_memory(layers: Sequence[Layer], collection: Collection, sets: int, *, shrunk: bool = False) -> int:
     """Of solving, with as many sets of statistics in files."""
-    inputs = distinct_inputs(layers)
+    inputs = distinct_inputs(layers, collection)
     wide = [each.width * _directions(each, collection, sets, shrunk) for each in inputs if each.is_wide(collection)]
     moments = [each.elements for each in inputs if not each.is_wide(collection)]
     return max(solving_bytes(moments, sets), at_hand_bytes(max(wide, default=0), sets))

@@ -87,7 +87,11 @@ class MovingWeights:
                 attachment.add(partial(setattr, weight, "grad", None))
                 weight.requires_grad_(True)
             self.place()
-            yield fused
+            try:
+                yield fused
+            finally:
+                for parameter in self.parameters():
+                    parameter.grad = None
 
     def place(self) -> None:
         """Put what moved into the model that is in place."""

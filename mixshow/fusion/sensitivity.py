@@ -22,7 +22,6 @@ from mixshow.core.attachment import Attachment
 from mixshow.fusion.statistics import (
     SINGLE_RESOLUTION,
     LayerStatistics,
-    geometry_of,
     input_parts,
     input_width,
     is_elementwise,
@@ -33,25 +32,22 @@ from mixshow.fusion.wide import KeptRows, RowSampling
 
 @dataclasses.dataclass(eq=False)
 class _Read:
-    """One tensor that some layers read in one pass.
+    """What a layer read in a pass.
 
     Attributes:
-        x: the tensor.
-        key: tells it from others while the pass lasts.
-        names: of the layers, in the order in which they read it.
-        weights: of its rows; None until the first gradient comes.
+        weights: of its rows; None until its gradient comes.
     """
 
+    name: str
     x: Tensor
-    key: tuple[object, ...]
-    names: list[str] = dataclasses.field(default_factory=list)
     weights: Tensor | None = None
 
 
 class SensitivityRecorder:
     """Records weighted moments of chosen modules' inputs in passes forwards and backwards; hooks come off again.
 
-    Layers that read the very same tensor share one moment, in which an input counts by the sum of their weights.
+    Every layer has weights of its own, so layers that read the same have moments of their own: what is recorded of one
+    does not depend on which others are.
 
     Args:
         modules: by canonical path.
@@ -65,7 +61,7 @@ class SensitivityRecorder:
         self._modules, self._extended = dict(modules), frozenset(extended)
         widths = {name: input_width(module) + (name in self._extended) for name, module in modules.items()}
         self._samplers = sampling.samplers(widths)
-        self._moments: dict[tuple[str, ...], LayerStatistics] = {}
+        self._moments: dict[str, LayerStatistics] = {}
         self._reads: list[_Read] = []
         self._leaves: list[Tensor] = []
         self._attachment = Attachment()
@@ -74,6 +70,9 @@ class SensitivityRecorder:
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
             self._attachment.add_hook(module.register_forward_hook(partial(self._read, name)))
+            for parameter in module.parameters(recurse=False):  # outputs that only they ask gradients of are leaves
+                self._attachment.add(partial(parameter.requires_grad_, parameter.requires_grad))
+                parameter.requires_grad_(False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,14 +101,8 @@ class SensitivityRecorder:
     def _read(self, name: str, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if not self._on:
             return
-        x = arguments[0].detach()
-        key = x.data_ptr(), x.shape, x.stride(), x._version, geometry_of(name, module, name in self._extended)
-        alike = (each for each in self._reads if each.key == key and name not in self._samplers)
-        read = next(alike, None)
-        if read is None:
-            read = _Read(x, key)
-            self._reads.append(read)
-        read.names.append(name)
+        read = _Read(name, arguments[0].detach())
+        self._reads.append(read)
         if not output.requires_grad:  # it does not depend on the picture: the time's embedding
             output.requires_grad_(True)
             self._leaves.append(output)
@@ -119,7 +112,7 @@ class SensitivityRecorder:
     def _sum_up(self, read: _Read) -> None:
         if read.weights is None:  # nothing depends on it
             return
-        name, root = read.names[0], read.weights.sqrt()
+        name, root = read.name, read.weights.sqrt()
         module, extended = self._modules[name], name in self._extended
         moment, count = None, 0
         for rows in input_parts(module, read.x.float()):
@@ -133,21 +126,13 @@ class SensitivityRecorder:
             moment = product.double() if moment is None else moment.add_(product)
         if moment is None:
             return
-        group, latest = tuple(read.names), LayerStatistics(moment, count, SINGLE_RESOLUTION)
-        before = self._moments.get(group)
-        self._moments[group] = latest if before is None else before + latest
+        latest, before = LayerStatistics(moment, count, SINGLE_RESOLUTION), self._moments.get(name)
+        self._moments[name] = latest if before is None else before + latest
 
     def statistics(self) -> dict[str, LayerStatistics | KeptRows]:
-        """What was recorded, by module path; layers that share their inputs share one object."""
-        found: dict[str, LayerStatistics | KeptRows] = {
-            name: each.statistics(SINGLE_RESOLUTION) for name, each in self._samplers.items() if each.rows
-        }
-        for group, moment in self._moments.items():
-            for name in group:
-                before = found.get(name)
-                # A layer that shared its inputs in some passes only has the sum of all.
-                found[name] = before + moment if isinstance(before, LayerStatistics) else moment
-        return found
+        """What was recorded, by module path."""
+        rows = {name: each.statistics(SINGLE_RESOLUTION) for name, each in self._samplers.items() if each.rows}
+        return {**self._moments, **rows}
 
 
 def _weigh(read: _Read, module: nn.Module, gradient: Tensor) -> None:

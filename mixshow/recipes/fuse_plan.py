@@ -158,7 +158,7 @@ def _solving_parts(
         if passes != Passes()
     ]
     for stage, own in layers.items():
-        operations = cost.solving_operations(distinct_inputs(own), collection, ranks, sets)
+        operations = cost.solving_operations(distinct_inputs(own, collection), collection, ranks, sets)
         parts.append(Part(f"solving {stage.value}", len(own), Passes(), speed.operation * operations))
     return parts
 
@@ -167,7 +167,8 @@ def _memory(
     members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], at_hand: Collection[str]
 ) -> dict[str, int]:
     """Memory, and what waits on the disk until the run ends."""
-    collection, inputs = collection_for(options), distinct_inputs(layers)
+    collection = collection_for(options)
+    inputs = distinct_inputs(layers, collection)
     sets = len(members) + (problem_of(options)[0].anchor_weight > 0)
     found = memory_needed(members, options, layers, recording=len(at_hand) < sets)
     if not collection.progressive:

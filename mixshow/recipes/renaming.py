@@ -33,7 +33,7 @@ def renamed(regions: Sequence[Region], names: Mapping[str, str], source: str) ->
 
     Args:
         names: from what is there to what is to be. One word without brackets is a concept's name: `hermione` is
-            `<hermione1> <hermione2>` (where it is replaced, also the bare word). Anything else is text as it stands.
+            `<hermione1> <hermione2>`, or the bare word where no region has these. Anything else is text as it stands.
         source: where the regions came from, for messages.
 
     Raises:
@@ -41,12 +41,12 @@ def renamed(regions: Sequence[Region], names: Mapping[str, str], source: str) ->
     """
     if not names:
         return list(regions)
-    patterns = {old: re.compile(_pattern(old)) for old in names}
+    patterns = {old: _pattern(old, regions) for old in names}
     for old, pattern in patterns.items():
-        if not any(pattern.search(region.prompt) for region in regions):
+        if not _is_there(pattern, regions):
             known = dict.fromkeys(concept_name(word) for region in regions for word in concept_words(region.prompt))
             raise MixshowError(f"{source}: --concept: no region has '{old}'{did_you_mean(old, known)}")
-    anything = re.compile("|".join(f"({_pattern(old)})" for old in names))
+    anything = re.compile("|".join(f"({pattern})" for pattern in patterns.values()))
     texts = [_text(new) for new in names.values()]
     return [
         dataclasses.replace(region, prompt=anything.sub(lambda match: texts[(match.lastindex or 1) - 1], region.prompt))
@@ -54,12 +54,17 @@ def renamed(regions: Sequence[Region], names: Mapping[str, str], source: str) ->
     ]
 
 
-def _pattern(old: str) -> str:
+def _pattern(old: str, regions: Sequence[Region]) -> str:
     """Without groups: the caller counts its own."""
     if not _is_name(old):
         return r"\s+".join(re.escape(word) for word in old.split())
     name = re.escape(old)
-    return rf"<{name}\d*>(?:\s+<{name}\d*>)*|(?<![\w<]){name}(?![\w>])"
+    tokens = rf"<{name}\d*>(?:\s+<{name}\d*>)*"
+    return tokens if _is_there(tokens, regions) else rf"(?<![\w<]){name}(?![\w>])"
+
+
+def _is_there(pattern: str, regions: Sequence[Region]) -> bool:
+    return any(re.search(pattern, region.prompt) for region in regions)
 
 
 def _text(new: str) -> str:

@@ -51,8 +51,8 @@ def test_directions_that_the_change_does_not_use_can_still_learn() -> None:
 
 
 def test_gradients_of_factors_are_those_of_autograd(tiny: Base, members: list[Member]) -> None:
-    fusion, factors = as_low_rank(tiny, members, weight_average(tiny, members))
-    moving = MovingWeights(tiny, fusion, factors)
+    fusion, start = as_low_rank(tiny, members, weight_average(tiny, members))
+    moving = MovingWeights(tiny, fusion, start)
     latents = random(1, tiny.unet.config.in_channels, 8, 8, seed=3).float()
     text = random(1, 5, tiny.unet.config.cross_attention_dim, seed=4).float()
     with moving.in_place() as fused:
@@ -60,18 +60,20 @@ def test_gradients_of_factors_are_those_of_autograd(tiny: Base, members: list[Me
         path, module = next((p, m) for p, m in fused.unet.named_modules() if p.endswith("attn1.to_q"))
         gradient, weight = module.weight.grad.clone(), module.weight.detach().clone()
         moving.take_gradients()
+        factors = [(factor.detach().clone(), factor.grad) for factor in moving.parameters()]
+    assert all(parameter.grad is None for parameter in moving.parameters())
     change = fusion.changes[path]
     before = dict(tiny.unet.named_modules())[path].weight.detach()
     torch.testing.assert_close(weight, before + change.float(), atol=1e-6, rtol=1e-5)
     pairs = [
-        each for each in zip(moving.parameters()[::2], moving.parameters()[1::2])
-        if each[0].shape[0] == change.shape[0] and torch.allclose((each[0] @ each[1]).double(), change, atol=1e-6)
+        pair for pair in zip(factors[::2], factors[1::2])
+        if len(pair[0][0]) == len(change) and torch.allclose((pair[0][0] @ pair[1][0]).double(), change, atol=1e-6)
     ]  # fmt: skip
-    assert len(pairs) == 1
-    up, down = (factor.detach().clone().requires_grad_(True) for factor in pairs[0])
+    [pair] = pairs
+    up, down = (value.requires_grad_(True) for value, _ in pair)
     ((before + up @ down) * gradient).sum().backward()
-    for ours, theirs in zip(pairs[0], (up, down)):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    for (_, ours), theirs in zip(pair, (up, down)):
+        torch.testing.assert_close(ours, theirs.grad)
 
 
 def test_distilled_factors_come_closer_and_keep_their_rank(tiny: Base, members: list[Member]) -> None:

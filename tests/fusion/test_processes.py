@@ -170,7 +170,7 @@ def test_the_plan_counts_the_passes_of_lessons_and_reports(tiny: Base, members: 
 def test_the_plan_knows_that_wide_layers_are_solved_in_the_span_of_their_rows(
     tiny: Base, members: list[Member]
 ) -> None:
-    inputs = distinct_inputs(changed_layers(tiny, members, Stage.SPATIAL))
+    inputs = distinct_inputs(changed_layers(tiny, members, Stage.SPATIAL), Collection())
     moments, rows = Collection(), Collection(moment_width=1, kept_rows=2)
     assert cost.stored_bytes(inputs, moments, 3) == 3 * sum(2 * each.elements for each in inputs)
     assert cost.stored_bytes(inputs, rows, 3) == 3 * sum(8 * each.width * len(each.outputs) for each in inputs)
@@ -181,7 +181,7 @@ def test_the_plan_knows_the_distinct_inputs(tiny: Base, members: list[Member]) -
     layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
     recorded = fuse_recorded(tiny, members)
     distinct = {id(each): each for each in recorded.values()}.values()
-    inputs = distinct_inputs(layers)
+    inputs = distinct_inputs(layers, Collection())
     assert sorted(each.width for each in inputs) == sorted(each.shape[-1] for each in distinct)
     assert sum(each.elements for each in inputs) == sum(each.moment.numel() for each in distinct)
     assert sum(len(each.outputs) for each in inputs) == len(layers)

@@ -87,13 +87,27 @@ def test_inputs_count_by_the_prediction_s_derivative(net: Net, name: str) -> Non
     assert found.rows == 4 * len(rows)
 
 
-def test_layers_that_read_the_same_share_a_moment_of_both_weights(net: Net) -> None:
+def test_a_layer_s_moment_does_not_depend_on_which_others_are_recorded(net: Net) -> None:
     x, time = torch.randn(2, 1, 4, 4), torch.randn(2, 4)
     found = recorded(net, x, time)
-    assert found["one"] is found["two"]
-    (rows, first), (_, second) = (weights(net, name, x, time) for name in ("one", "two"))
-    expected = (rows * (first + second)[:, None]).T @ rows
-    torch.testing.assert_close(found["one"].moment / 4, expected.double(), rtol=1e-4, atol=1e-6)
+    for name in ("one", "two"):
+        rows, weight = weights(net, name, x, time)
+        expected = ((rows * weight[:, None]).T @ rows).double()
+        torch.testing.assert_close(found[name].moment / 4, expected, rtol=1e-4, atol=1e-6)
+    with SensitivityRecorder({"two": net.two}, sampling=MOMENTS) as recorder:
+        for signs in itertools.product((-1.0, 1.0), repeat=2):
+            recorder.passed(net, x, torch.tensor(signs).expand(2, 2), time)
+    assert torch.equal(recorder.statistics()["two"].moment, found["two"].moment)
+
+
+def test_parameters_that_want_gradients_get_none(net: Net) -> None:
+    x, time = torch.randn(2, 1, 4, 4), torch.randn(2, 4)
+    expected = recorded(net, x, time)
+    net.requires_grad_(True)
+    found = recorded(net, x, time)
+    assert found.keys() == expected.keys() and "time" in found
+    assert all(torch.equal(found[name].moment, expected[name].moment) for name in found)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
 
 
 def test_constant_inputs_and_channels_of_normalisations_are_weighed_too(net: Net) -> None:
@@ -140,12 +154,12 @@ def test_recording_leaves_the_model_alone_and_does_not_depend_on_batches(tiny: B
             parameter.requires_grad_(flag)
     assert hooks(tiny) == hooks_before and all(torch.equal(value, before[key]) for key, value in state(tiny).items())
     assert set(together) == {layer.path for layer in layers}
+    # Of attention over one position queries and keys decide nothing: what is left of their weights is rounding.
+    largest = max(float(found.moment.max()) for found in together.values())
     for path, found in together.items():
         assert found.rows == single[path].rows
-        torch.testing.assert_close(found.moment, single[path].moment, rtol=1e-3, atol=1e-6 * float(found.moment.max()))
+        torch.testing.assert_close(found.moment, single[path].moment, rtol=1e-3, atol=1e-7 * largest)
         assert float(torch.linalg.eigvalsh(found.moment).min()) >= -1e-6 * float(found.moment.diagonal().sum())
-    shared = next(path for path in together if path.endswith("attn1.to_q"))
-    assert together[shared] is together[shared.replace("to_q", "to_k")]
 
 
 def test_weights_differ_from_row_to_row(tiny: Base, layers: list[Layer]) -> None:
