@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixshow.core.seeding import derived_seed, torch_generator
 from mixshow.fusion.layers import Layer, Stage
@@ -100,7 +100,7 @@ def text_statistics(base: Base, layers: Sequence[Layer], prompts: Sequence[str],
     Args:
         padded: run prompts padded to full length, as sampling does.
     """
-    with _recorder(layers, double=True) as recorder:
+    with StatisticsRecorder(_modules(layers), extended=_extended(layers), double=True) as recorder:
         for texts in _text_batches(base, prompts, padded):
             text_states(base, texts, pad=padded)
     return recorder.statistics()
@@ -210,20 +210,17 @@ def _after_step(
 
 
 def _spatial_recorder(layers: Sequence[Layer], collection: Collection) -> StatisticsRecorder | SensitivityRecorder:
+    kind = SensitivityRecorder if collection.sensitive else StatisticsRecorder
     sampling = RowSampling(collection.moment_width, collection.kept_rows, collection.seed)
-    if not collection.sensitive:
-        return _recorder(layers, sampling=sampling)
-    extended = [layer.path for layer in layers if layer.extended]
-    return SensitivityRecorder({layer.path: layer.module for layer in layers}, extended=extended, sampling=sampling)
+    return kind(_modules(layers), extended=_extended(layers), sampling=sampling)
 
 
-def _recorder(
-    layers: Sequence[Layer], *, double: bool = False, sampling: RowSampling | None = None
-) -> StatisticsRecorder:
-    extended = [layer.path for layer in layers if layer.extended]
-    return StatisticsRecorder(
-        {layer.path: layer.module for layer in layers}, extended=extended, double=double, sampling=sampling
-    )
+def _modules(layers: Sequence[Layer]) -> dict[str, nn.Module]:
+    return {layer.path: layer.module for layer in layers}
+
+
+def _extended(layers: Sequence[Layer]) -> list[str]:
+    return [layer.path for layer in layers if layer.extended]
 
 
 def _texts_per_layer(base: Base, prompt: str) -> list[str]:
