@@ -93,12 +93,14 @@ def compose(
 
 
 def _windows(base: Base, scene: Scene, networks: Sequence[DirectedNetwork]) -> list[Window]:
-    """What is made once more of a scene of one pass."""
+    """What is made once more of a scene of one pass; of a picture of which regions are made again, only these."""
     if scene.detail is None:
         return []
+    redone = None if scene.start is None else scene.start.redone
     topology = base.topology
     native = topology.sample_size * topology.latent_factor
-    return list(windows(scene, scene.detail, native=native, multiple=topology.size_multiple, networks=networks))
+    found = windows(scene, scene.detail, native=native, multiple=topology.size_multiple, networks=networks)
+    return [window for window in found if redone is None or (window.share * redone).any()]
 
 
 def _original(

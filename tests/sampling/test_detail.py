@@ -21,7 +21,7 @@ from mixshow.sampling.detail import DetailPass
 from mixshow.sampling.directed import DirectedNetwork
 from mixshow.sampling.hires import SecondPass
 from mixshow.sampling.precision import Precision
-from mixshow.sampling.redo import StartPicture
+from mixshow.sampling.redo import StartPicture, redone_area
 from mixshow.sampling.regions import Edges, PixelBox, Region
 from mixshow.sampling.scene import ConditionPicture, PoseGuide, Scene
 from mixshow.sampling.windows import windows
@@ -81,6 +81,15 @@ def test_a_neighbour_is_not_changed() -> None:
     assert torch.equal(second.share, 1 - first.share)
     grown = next(windows(scene_of(None, regions=regions), DetailPass(margin=0.1), native=64, multiple=8)).share
     assert grown[:, 70:].eq(0).all()  # half of the soft border, of 6 pixels
+
+
+def test_of_a_picture_only_what_is_made_again(tiny: Base) -> None:
+    told: list[dict[str, Any]] = []
+    start = StartPicture(noise(), 1.0, redone_area((BOY, GIRL), [1], SIZE, margin=2, feather=2))
+    (made,) = compose(tiny, scene_of(EXACT, start=start), seeds=[1], callback=told.append)
+    assert {step["passes"] for step in told} == {2}
+    changed = (np.asarray(noise()) != np.asarray(made)).any(-1)
+    assert not changed[:, :60].any() and changed[16:48, 64:96].mean() > 0.9
 
 
 def test_progress_of_all_windows_is_told(tiny: Base) -> None:
