@@ -50,7 +50,7 @@ from mixshow.sampling.people_boxes import boxes_around
 from mixshow.sampling.pictures import save_picture
 
 WAYS: dict[str, Mapping[str, Any]] = {
-    "regions, detail": {"edges": "soft", "detail": {"strength": 0.65, "guidance": 3.0}},
+    "regions, detail": {"edges": "soft", "detail": {"guidance": 3.0}},
     "regions": {"edges": "soft"},
     "published hard boxes": {"edges": "hard"},
     "plain prompt": {"regions": []},

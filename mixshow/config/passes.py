@@ -74,7 +74,7 @@ class HiresOptions(Section):
 class DetailOptions(Section):
     """Every region made once more, alone and enlarged, when all else is done."""
 
-    strength: float = option("the part of the steps that is made, the last ones", 0.65)
+    strength: float = option("the part of the steps that is made, the last ones", 0.8)
     regions: list[int | str] = option("which, by number from 0 or by 'concept'; none: all", factory=list)
     guidance: float | None = option("classifier-free guidance; null: the region's", None)
     steps: int | None = option("steps of the whole way; null: the scene's", None)
@@ -83,7 +83,7 @@ class DetailOptions(Section):
         "border; a share of the region's longer side",
         0.06,
     )
-    padding: float = option("how much more of the picture is seen around it, a share of the longer side", 0.1)
+    padding: float = option("how much more of the picture is seen around it, a share of the longer side", 0.05)
 
     def problems(self) -> list[str]:
         found = []

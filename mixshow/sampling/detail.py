@@ -25,9 +25,9 @@ class DetailPass:
         regions: numbers of those that are made; none: all.
     """
 
-    strength: float = 0.65
+    strength: float = 0.8
     margin: float = 0.06
-    padding: float = 0.1
+    padding: float = 0.05
     guidance: float | None = None
     steps: int | None = None
     regions: tuple[int, ...] = ()
