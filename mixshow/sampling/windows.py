@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from mixshow.sampling.areas import Feathered, Mask
 from mixshow.sampling.detail import DetailPass
@@ -39,10 +40,13 @@ class Window:
     strength: float
 
     def of(self, picture: Image.Image) -> Scene:
-        """What is made of a picture's window."""
+        """What is made of a picture's window; what does not change keeps its content, so that the rest fits it."""
         assert self.scene.size is not None
         part = picture.crop(self.box).resize(self.scene.size, _SMOOTH)
-        return dataclasses.replace(self.scene, start=StartPicture(part, self.strength))
+        left, top, right, bottom = self.box
+        changes = (self.share[top:bottom, left:right] > 0).float()
+        redone = functional.interpolate(changes[None, None], self.scene.size[::-1], mode="nearest")[0, 0]
+        return dataclasses.replace(self.scene, start=StartPicture(part, self.strength, redone))
 
     def put_into(self, picture: Image.Image, made: Image.Image) -> Image.Image:
         """The picture with what was made; other pixels stay the very same."""
