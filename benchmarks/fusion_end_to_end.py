@@ -283,14 +283,17 @@ def print_solving(
     rows = []
     for count in counts:
         at_hand = dict.fromkeys(Stage, Recorded(stored[:count], anchor))
+        started = time.process_time()
         with PeakMemory() as peak:
             seconds, fusion = timed(
                 base.device,
                 partial(fuse, base, members[:count], collection, objective, solvers, recorded=at_hand),
             )
-        rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{peak.gb:.2f}"])
+        taken = time.process_time() - started
+        rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{taken:.1f}", f"{peak.gb:.2f}"])
         print(", ".join(f"{what} {own:.1f} s" for what, own in fusion.seconds.items()), flush=True)
-    print(markdown_table(["concepts", "layers", "solving = adding the last, s", "memory beside the model, GB"], rows))
+    heading = ["concepts", "layers", "solving = adding the last, s", "processors', s", "memory beside the model, GB"]
+    print(markdown_table(heading, rows))
 
 
 if __name__ == "__main__":

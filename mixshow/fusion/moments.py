@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mixshow.core.errors import MixshowError
 from mixshow.fusion.half import HalfMoment, half_of_square, half_times, unpacked
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.statistics_file import StoredInputs
@@ -79,6 +80,25 @@ class Squares:
         if isinstance(inputs, HalfMoment):
             return float(torch.dot(self._half, inputs.half.flatten()))
         return float((self._whole * inputs.moment).sum())
+
+
+def checked(name: str, inputs: LayerInputs) -> LayerInputs:
+    """Inputs opened and looked at.
+
+    Args:
+        name: of a layer that reads them, for messages.
+
+    Raises:
+        MixshowError: a moment that is no numbers, or has negative squares.
+    """
+    inputs = opened(inputs)
+    found = damage(inputs)
+    if found is not None:
+        raise MixshowError(
+            f"'{name}': its inputs' moments hold {found}; the model overflows on these prompts, or the statistics are "
+            "damaged; record them again in float32"
+        )
+    return inputs
 
 
 def damage(inputs: LayerInputs) -> str | None:

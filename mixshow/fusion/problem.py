@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.lanczos import largest_eigenvalue
-from mixshow.fusion.moments import WeightedSum, damage, opened, times
+from mixshow.fusion.moments import WeightedSum, checked, times
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.triangular import solved_with_factor
 
@@ -85,11 +85,11 @@ class Inputs:
         products: list[Tensor | None] = []
         total = WeightedSum()
         for own, weight, each in zip(rows, self.weights, self.statistics):
-            inputs = self._checked(each)
+            inputs = checked(self.name, each)
             total.add(inputs, weight / max(each.rows, 1))
             products.append(None if own is None else times(own, inputs) / max(each.rows, 1))
         if self.anchor is not None:
-            total.add(self._checked(self.anchor), self.anchor_weight / max(self.anchor.rows, 1))
+            total.add(checked(self.name, self.anchor), self.anchor_weight / max(self.anchor.rows, 1))
         matrix = shrunk(total.value, self.shrinkage)
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         ridge = self.ridge * float(diagonal.sum()) / self.size
@@ -102,16 +102,6 @@ class Inputs:
         if not self._summed:
             self.look([None] * len(self.statistics))
         return self._summed[0]
-
-    def _checked(self, inputs: LayerInputs) -> LayerInputs:
-        inputs = opened(inputs)
-        found = damage(inputs)
-        if found is not None:
-            raise MixshowError(
-                f"'{self.name}': its inputs' moments hold {found}; the model overflows on these prompts, or the "
-                "statistics are damaged; record them again in float32"
-            )
-        return inputs
 
     @property
     def ridge_value(self) -> float:
