@@ -291,7 +291,6 @@ def print_solving(
             )
         taken = time.process_time() - started
         rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{taken:.1f}", f"{peak.gb:.2f}"])
-        print(", ".join(f"{what} {own:.1f} s" for what, own in fusion.seconds.items()), flush=True)
     heading = ["concepts", "layers", "solving = adding the last, s", "processors', s", "memory beside the model, GB"]
     print(markdown_table(heading, rows))
 
