@@ -128,7 +128,11 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="further options of mixshow fuse; give each choice of them an --output of its own",
     )
-    parser.add_argument("--keep", action="store_true", help="keep the fused models, beside their results")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the fused models, beside their results; more pictures are made of these",
+    )
     parser.add_argument("--report", action="store_true", help="print what is done, run nothing")
     given = parser.parse_args()
     if not all(1 < size <= len(given.cast) for size in given.cast_sizes):
@@ -191,7 +195,8 @@ def fused(table: Table, judge: Judge, method: str, concepts: Mapping[str, Concep
     log.info("%s: %d characters, seed %d", method, len(concepts), seed)
     folder, options = path.with_suffix(""), path.with_suffix(".yml")
     dump(fuse_options([Path(concept.source) for concept in concepts.values()], folder), options)
-    fuse(options, [*METHODS[method], *table.more])
+    if not (folder / REPORT_FILE).is_file():  # else it was kept
+        fuse(options, [*METHODS[method], *table.more])
     found = read_json(folder / REPORT_FILE)
     about = {key: found[key] for key in ("held_out", "held_out_solved", "seconds", "options")}
     model = load_base(folder, device=device_named("auto"))

@@ -68,3 +68,30 @@ class HiresOptions(Section):
         if self.steps is not None and self.steps < 1:
             found.append(f"steps: expected 1 or more, found {self.steps}")
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class DetailOptions(Section):
+    """Every region made once more, alone and enlarged, when all else is done."""
+
+    strength: float = option("the part of the steps that is made, the last ones", 0.8)
+    regions: list[int | str] = option("which, by number from 0 or by 'concept'; none: all", factory=list)
+    guidance: float | None = option("classifier-free guidance; null: the region's", None)
+    steps: int | None = option("steps of the whole way; null: the scene's", None)
+    margin: float = option(
+        "how much further than the region the picture changes, where no other region is, and the width of that "
+        "border; a share of the region's longer side",
+        0.06,
+    )
+    padding: float = option("how much more of the picture is seen around it, a share of the longer side", 0.05)
+
+    def problems(self) -> list[str]:
+        found = []
+        if not 0 < self.strength <= 1:
+            found.append(f"strength: expected above 0, up to 1, found {self.strength}")
+        if self.steps is not None and self.steps < 1:
+            found.append(f"steps: expected 1 or more, found {self.steps}")
+        for name in ("margin", "padding"):
+            if not 0 <= getattr(self, name) <= 1:
+                found.append(f"{name}: expected 0 to 1, found {getattr(self, name)}")
+        return found

@@ -8,6 +8,8 @@ from typing import Literal
 
 from mixshow.config.load import Section, option
 
+_STEPS_PER_CONCEPT, _FEWEST_STEPS = 100, 300
+
 
 @dataclasses.dataclass(frozen=True)
 class RefineOptions(Section):
@@ -16,7 +18,9 @@ class RefineOptions(Section):
         "record inputs through the fused model and solve again",
         "distill",
     )
-    steps: int = option("optimizer steps of distill", 300)
+    steps: int | None = option(
+        f"optimizer steps of distill; null: {_STEPS_PER_CONCEPT} for each concept, at least {_FEWEST_STEPS}", None
+    )
     rate: float = option("highest learning rate of distill", 5e-4)
     batch_size: int = option("predictions per step of distill", 8)
     rounds: int = option(
@@ -46,12 +50,16 @@ class RefineOptions(Section):
         """Whether to stop by validation prompts."""
         return self.method == "rerecord" if self.stop is None else self.stop
 
+    def steps_of(self, concepts: int) -> int:
+        """Optimizer steps of distill for so many concepts."""
+        return max(_FEWEST_STEPS, _STEPS_PER_CONCEPT * concepts) if self.steps is None else self.steps
+
     def problems(self) -> list[str]:
         return [
             *(
-                f"{name}: expected at least 1, found {getattr(self, name)}"
+                f"{name}: expected at least 1, found {value}"
                 for name in ("steps", "batch_size", "rounds", "passes", "every", "patience")
-                if getattr(self, name) < 1
+                if (value := getattr(self, name)) is not None and value < 1
             ),
             *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),
             *([] if 0 <= self.tolerance < 1 else [f"tolerance: expected 0 to 1, found {self.tolerance}"]),

@@ -11,7 +11,7 @@ from mixshow.config.condition import ConditionOptions
 from mixshow.config.isolation import IsolateOptions
 from mixshow.config.load import Section, option
 from mixshow.config.network import NetworkOptions
-from mixshow.config.passes import HiresOptions, ImageOptions
+from mixshow.config.passes import DetailOptions, HiresOptions, ImageOptions
 from mixshow.config.pose import PoseOptions
 from mixshow.config.region import RegionOptions
 from mixshow.config.seeds import parse_seeds
@@ -79,6 +79,7 @@ class SceneOptions(Section):
     guard: bool = option("regions' concept tokens are attended to from their regions only, in every prompt", False)
     image: ImageOptions | None = option("a picture to begin from, in all of it or in some regions; null: noise", None)
     hires: HiresOptions | None = option("a second, larger pass over each picture; null: none", None)
+    detail: DetailOptions | None = option("makes every region once more, alone and enlarged; null: does not", None)
     seeds: tuple[int | str, ...] | int | str = option("one picture per seed: 0-15, or [1, 5, 7-9]", (0,))
     batch_size: int = option("pictures denoised together; more need more memory", 1)
     steps: int = option("denoising steps", 25)

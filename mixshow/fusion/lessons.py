@@ -54,7 +54,7 @@ class DistillPlan:
     steps: int = 300
     rate: float = 5e-4
     batch_size: int = 8
-    ordinary: float = 0.15
+    ordinary: float = 0.2
     empty: float = 0.1
     rounds: int = 3
     prompts: Sequence[str] = TEXT

@@ -71,9 +71,12 @@ def check_options(options: SceneOptions, source: str, *, only: int | None = None
         device_named(options.device)
     with _noting(problems):
         kind = scheduler_class(options.scheduler, options.scheduler_options)
-        if (options.image is not None or options.hires is not None) and not hasattr(kind, "add_noise"):
+        passes = {name: getattr(options, name) for name in ("image", "hires", "detail")}
+        asking = [name for name, given in passes.items() if given is not None]
+        if asking and not hasattr(kind, "add_noise"):
             raise MixshowError(
-                f"scheduler: expected one that can begin from a picture, for image or hires, found {kind.__name__}"
+                f"scheduler: expected one that can begin from a picture, for {' and '.join(asking)}, "
+                f"found {kind.__name__}"
             )
     if found is not None and not problems:
         problems += scene_problems(scene, found.size_multiple, found.vocabulary, options.model)

@@ -124,9 +124,10 @@ def _refining(
     """
     given, seconds = options.refine, 0.0
     if given.method == "distill":
-        passes = cost.distilling_passes(distill_plan(options), len(members))
+        plan = distill_plan(options, len(members))
+        passes = cost.distilling_passes(plan, len(members))
         count = sum(len(own) for stage, own in layers.items() if stage is not Stage.TEXT)
-        looks = 1 + -(-given.steps // given.every)
+        looks = 1 + -(-plan.steps // plan.look_every)
     else:
         passes = sum((part.passes for part in once), cost.Passes()) * given.passes
         count, looks = sum(map(len, layers.values())), 1 + given.passes

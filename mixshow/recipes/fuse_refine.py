@@ -57,7 +57,8 @@ def refined(
             passes=options.refine.passes, stopping=stopping, show_progress=True,
         )  # fmt: skip
     else:
-        plan, validation = distill_plan(options), validation_plan(options) if options.refine.stops else None
+        plan = distill_plan(options, len(members))
+        validation = validation_plan(options) if options.refine.stops else None
         found = distill(
             base, members, fusion, plan, factors=factors, stopping=stopping,
             checkpoints=distill_checkpoints(base, members, options, fusion, plan, validation), show_progress=True,
@@ -89,11 +90,11 @@ def validation_plan(options: FuseOptions) -> HeldOutPlan:
     )
 
 
-def distill_plan(options: FuseOptions) -> DistillPlan:
-    """How long and on what `refine.method: distill` learns."""
+def distill_plan(options: FuseOptions, concepts: int) -> DistillPlan:
+    """How long and on what `refine.method: distill` learns from so many concepts."""
     given, size = options.refine, options.statistics
     return DistillPlan(
-        steps=given.steps,
+        steps=given.steps_of(concepts),
         rate=given.rate,
         batch_size=given.batch_size,
         rounds=given.rounds,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from mixshow.config.passes import HiresOptions, ImageOptions
+from mixshow.config.passes import DetailOptions, HiresOptions, ImageOptions
 from mixshow.config.region import RegionOptions
 from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.core.progress import log
+from mixshow.sampling.detail import DetailPass
 from mixshow.sampling.hires import SecondPass, Upscale
 from mixshow.sampling.openpose import read_picture
 from mixshow.sampling.pictures import decoded_picture, encoded_picture
@@ -92,8 +93,36 @@ def _picture(options: ImageOptions) -> Image.Image:
         raise MixshowError(f"file: {error}") from error
 
 
-def region_numbers(name: int | str, entries: Sequence[RegionOptions]) -> list[int]:
+def detail_pass(options: DetailOptions, entries: Sequence[RegionOptions]) -> DetailPass:
+    """The pass in which regions are made once more.
+
+    Raises:
+        MixshowError: no such region, none at all, or one whose area is not known beforehand.
+    """
+    if not entries:
+        raise MixshowError("regions: expected some in the scene to make once more, found none")
+    numbers = [number for name in options.regions for number in region_numbers(name, entries, "regions")]
+    for number in numbers or range(len(entries)):
+        if entries[number].from_ is not None:
+            raise MixshowError(
+                f"regions: expected regions whose area is known beforehand, found {number}, which is found from "
+                "attention; list the others"
+            )
+    return DetailPass(
+        options.strength,
+        options.margin,
+        options.padding,
+        options.guidance,
+        options.steps,
+        tuple(dict.fromkeys(numbers)),
+    )
+
+
+def region_numbers(name: int | str, entries: Sequence[RegionOptions], what: str = "redo") -> list[int]:
     """The numbers, from 0, of the regions that are meant: of one by its number, of all by their concept.
+
+    Args:
+        what: the option that means them, for messages.
 
     Raises:
         MixshowError: no such region; names those that are there.
@@ -101,12 +130,12 @@ def region_numbers(name: int | str, entries: Sequence[RegionOptions]) -> list[in
     if isinstance(name, int) or name.isdecimal():
         if 0 <= int(name) < len(entries):
             return [int(name)]
-        raise MixshowError(f"redo: expected a region from 0 to {len(entries) - 1}, found {name}")
+        raise MixshowError(f"{what}: expected a region from 0 to {len(entries) - 1}, found {name}")
     found = [i for i, entry in enumerate(entries) if entry.concept == name or f"<{name}1>" in entry.prompt]
     if not found:
         known = dict.fromkeys(entry.concept for entry in entries if entry.concept)
         raise MixshowError(
-            f"redo: expected a region's number from 0 to {len(entries) - 1} or its concept, found '{name}'"
+            f"{what}: expected a region's number from 0 to {len(entries) - 1} or its concept, found '{name}'"
             f"{did_you_mean(name, known)}"
         )
     return found

@@ -13,7 +13,7 @@ from mixshow.models.prompt_weights import weights_problem
 from mixshow.models.prompts import clip_skip_problem
 from mixshow.models.vocabulary import concept_words
 from mixshow.recipes.conditions import read_conditions
-from mixshow.recipes.passes import second_pass, start_picture
+from mixshow.recipes.passes import detail_pass, second_pass, start_picture
 from mixshow.recipes.pose import read_pose
 from mixshow.recipes.pose_boxes import with_boxes_from_pose
 from mixshow.recipes.regions import read_regions, with_common_negative
@@ -75,6 +75,11 @@ def read_scene(
     )
     if options.hires is not None and options.size is not None:
         scene = dataclasses.replace(scene, second=second_pass(options.hires, options.size, multiple))
+    if options.detail is not None and not problems:
+        try:
+            scene = dataclasses.replace(scene, detail=detail_pass(options.detail, options.regions))
+        except MixshowError as error:
+            problems.append(f"detail.{error}")
     if options.image is not None and not problems:
         try:
             rounded = multiple is not None or options.hires is None or options.hires.size is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mixshow.sampling.regional_attention import RegionPlan
 from mixshow.sampling.scene import ConditionReader, Scene
 from mixshow.sampling.scene_guide import scene_guide
 from mixshow.sampling.staging import Staging
+from mixshow.sampling.windows import Window, windows
 
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -60,7 +62,8 @@ def compose(
             scene, second = scene.scaled(second.size), None
         elif scene.size is not None:
             begin = start.resized(scene.size)
-    told = _Told(callback, 1 if second is None else 2)
+    detailed = _windows(base, scene if second is None else scene.scaled(second.size), networks)
+    told = _Told(callback, (1 if second is None else 2) + len(detailed) * len(seeds))
     first = _Pass(base, scene, adapter, readers, networks)
     original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
     batch_size = 1 if first.staging.one_by_one else batch_size
@@ -74,7 +77,30 @@ def compose(
             original = _original(base, made, second.strength, start, larger.grid)
         latents = larger.latents(seeds, batch_size, original, told.in_pass(1), steps=second.steps)
     pictures = _decoded(base, latents, batch_size)
+    numbers = itertools.count(told.passes - len(detailed) * len(seeds))
+    for window, (place, seed) in itertools.product(detailed, enumerate(seeds)):
+        (alone,) = compose(
+            base,
+            window.of(pictures[place]),
+            seeds=[seed],
+            adapter=adapter,
+            readers=readers,
+            callback=told.in_pass(next(numbers)),
+            networks=window.networks,
+        )
+        pictures[place] = window.put_into(pictures[place], alone)
     return pictures if start is None else [start.pasted(picture) for picture in pictures]
+
+
+def _windows(base: Base, scene: Scene, networks: Sequence[DirectedNetwork]) -> list[Window]:
+    """What is made once more of a scene of one pass; of a picture of which regions are made again, only these."""
+    if scene.detail is None:
+        return []
+    redone = None if scene.start is None else scene.start.redone
+    topology = base.topology
+    native = topology.sample_size * topology.latent_factor
+    found = windows(scene, scene.detail, native=native, multiple=topology.size_multiple, networks=networks)
+    return [window for window in found if redone is None or (window.share * redone).any()]
 
 
 def _original(

@@ -63,7 +63,12 @@ def redone_area(
     """
     shares = region_shares(regions, size[1], size[0], size, Edges.SOFT)
     inside = (shares[[1 + number for number in numbers]].sum(0) > 0).float()
+    area = Feathered(Mask(grown(inside, margin).double()), feather)
+    return area.coverage(size[1], size[0], size, Edges.SOFT).float()
+
+
+def grown(inside: Tensor, margin: int) -> Tensor:
+    """The largest value within so many pixels of each, `[height, width]`."""
     for _ in range(2):  # along rows, then along columns
         inside = functional.max_pool1d(inside, 2 * margin + 1, stride=1, padding=margin).mT.contiguous()
-    area = Feathered(Mask(inside.double()), feather)
-    return area.coverage(size[1], size[0], size, Edges.SOFT).float()
+    return inside

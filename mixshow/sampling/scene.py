@@ -11,6 +11,7 @@ from PIL import Image
 
 from mixshow.models import PromptReading
 from mixshow.sampling.areas import Mask, Scaled
+from mixshow.sampling.detail import DetailPass
 from mixshow.sampling.generate import DEFAULT_SCHEDULER
 from mixshow.sampling.hires import SecondPass
 from mixshow.sampling.isolation import Isolation
@@ -103,6 +104,7 @@ class Scene:
     rescale: float = 0.0
     second: SecondPass | None = None
     start: StartPicture | None = None
+    detail: DetailPass | None = None
 
     def __post_init__(self) -> None:
         if self.size is None and (self.regions or self.pose or self.conditions):

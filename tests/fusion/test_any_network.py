@@ -63,6 +63,7 @@ def stage(tiny: Base, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_mixture_of_programs_algorithms_and_models(stage: Path) -> None:
     assert main(["fuse", "fuse.yml"]) == 0
     report = json.loads((stage / "fused" / "fusion_report.json").read_text())

@@ -121,6 +121,7 @@ def test_a_damaged_state_begins_anew(tiny: Base, members: list[Member], tmp_path
     assert all(torch.equal(change, expected.changes[path]) for path, change in found.changes.items())
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_steps_that_were_taken(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Through the command: solved layers and distilling, and other options that find nothing of theirs."""
     distilled = ["refine.method=distill", "refine.steps=4", "refine.prompts=['{concept}']", "refine.rounds=2"]

@@ -129,6 +129,7 @@ def test_without_kept_statistics_it_is_said(stage: Path, capsys: pytest.CaptureF
     assert "expected a fused model with its fusion_report.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_file_keeps_its_statistics_beside_it(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mixshow.models.base import save_base
     from tests.models.checkpoints import published_shape

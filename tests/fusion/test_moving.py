@@ -76,6 +76,7 @@ def test_gradients_of_factors_are_those_of_autograd(tiny: Base, members: list[Me
         torch.testing.assert_close(ours, theirs.grad)
 
 
+@pytest.mark.slow
 def test_distilled_factors_come_closer_and_keep_their_rank(tiny: Base, members: list[Member]) -> None:
     start, factors = as_low_rank(tiny, members, weight_average(tiny, members))
     before, hooks_before = state(tiny), hooks(tiny)

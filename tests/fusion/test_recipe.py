@@ -250,6 +250,7 @@ def test_there_are_options_files() -> None:
     assert len(list(OPTIONS.glob("*.yml"))) >= 5
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_run(stage: Path) -> None:
     assert main(["fuse", "fuse.yml", "report.heldout=false"]) == 0
     first = load_base(stage / "fused").unet.state_dict()

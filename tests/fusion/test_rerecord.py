@@ -158,6 +158,7 @@ def test_errors_are_those_of_the_validation_prompts(tiny: Base, members: list[Me
     assert sum(scores.errors.values()) / 2 == pytest.approx(lowest, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_rerecords_and_says_how_it_went(
     stage: Path,  # noqa: F811
     capsys: pytest.CaptureFixture[str],

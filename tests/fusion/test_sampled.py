@@ -216,6 +216,7 @@ def test_all_rows_of_a_model_have_the_recorded_moments(tiny: Base, every_positio
     assert hooks(tiny) == before
 
 
+@pytest.mark.slow
 def test_the_command_minimises_them(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     quick = ["refine.method=none", "report.heldout=false", "statistics.rows=32"]
     values = {}
