@@ -1,12 +1,14 @@
 """A whole fusion at Stable Diffusion's size, on random weights of its shape and random concepts.
 
     python benchmarks/fusion_end_to_end.py [--concepts 3 14] [--placement feed-forward] [--xl] [--device cuda] [--full]
+    python benchmarks/fusion_end_to_end.py --solve-only [--concepts 3 14] [--placement feed-forward] [--xl]
 
 Recording: time over that of the bare forward passes that the statistics need (text encoder once, UNet at every step),
 which are the same calls without anything to record. Keys and values read the prompts once more, and that counts
 against us. Passes are timed one by one, bare and recorded in turn, and put together in the numbers in which the
 shipped prompts and steps have them, so that the ratio does not depend on how few are run here; `--full` runs them all.
-Then solving from these statistics, which is also what adding the last concept to a fused model takes.
+Then solving from these statistics, which is also what adding the last concept to a fused model takes; `--solve-only`
+solves from synthetic ones of the same shapes, in minutes.
 
 Operations, counted first. A layer with `in` inputs at `n` positions takes `2 n in out` in a pass and `n in^2 * 5/4`
 for its moment (five eighths of a full product; less than `2 n in^2` by symmetry). Of a block of attention of width w
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from fusion_synthetic import statistics_of, without_weights
 from sd15 import random_base, random_xl_base
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -185,17 +188,31 @@ def main() -> None:
     parser.add_argument("--side", type=int, help="of the latents; default: the base's own, 64, of XL 128")
     parser.add_argument("--xl", action="store_true", help="Stable Diffusion XL's shape; takes 14 GB")
     parser.add_argument("--base", help="another base, such as puppets, to see whether it runs")
+    parser.add_argument("--solve-only", action="store_true", help="from synthetic statistics; on the CPU")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     print(json.dumps(machine()))
-    if arguments.base is not None:
-        base = load_base(arguments.base)
+    build = random_xl_base if arguments.xl else random_base
+    if arguments.solve_only:
+        base = without_weights(build)
     else:
-        base = random_xl_base() if arguments.xl else random_base()
-    base.to(arguments.device)
+        base = build() if arguments.base is None else load_base(arguments.base)
+        base.to(arguments.device)
     for model in base.models.values():
         model.eval().requires_grad_(False)
-    run(base, arguments)
+    if arguments.solve_only:
+        solve_only(base, arguments)
+    else:
+        run(base, arguments)
+
+
+def solve_only(base: Base, arguments: argparse.Namespace) -> None:
+    endings, count = PLACEMENTS[arguments.placement], max(arguments.concepts)
+    members = [Member(concept(base, number, endings)) for number in range(count)]
+    layers = {stage: changed_layers(base, members[:1], stage) for stage in Stage}
+    with tempfile.TemporaryDirectory() as folder:
+        stored = [in_file(statistics_of(layers, number), Path(folder), number) for number in range(count + 1)]
+        print_solving(base, members, stored[:-1], stored[-1], Collection(), arguments.concepts)
 
 
 def run(base: Base, arguments: argparse.Namespace) -> None:
@@ -266,13 +283,16 @@ def print_solving(
     rows = []
     for count in counts:
         at_hand = dict.fromkeys(Stage, Recorded(stored[:count], anchor))
+        started = time.process_time()
         with PeakMemory() as peak:
             seconds, fusion = timed(
                 base.device,
                 partial(fuse, base, members[:count], collection, objective, solvers, recorded=at_hand),
             )
-        rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{peak.gb:.2f}"])
-    print(markdown_table(["concepts", "layers", "solving = adding the last, s", "memory beside the model, GB"], rows))
+        taken = time.process_time() - started
+        rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{taken:.1f}", f"{peak.gb:.2f}"])
+    heading = ["concepts", "layers", "solving = adding the last, s", "processors', s", "memory beside the model, GB"]
+    print(markdown_table(heading, rows))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from mixshow.core.errors import MixshowError
 from mixshow.fusion.deltas import Deltas, Matrices
 from mixshow.fusion.problem import Inputs, LayerProblem, quadratic
 from mixshow.fusion.statistics import LayerInputs
+from mixshow.fusion.statistics_file import StoredInputs
 
 # What concepts' weights are divided by: nothing, their mean squared inputs, or that of what their changes make of them.
 Normalisation = Literal["none", "inputs", "changes"]
@@ -53,12 +53,13 @@ def build_problems(
     for group in groups.values():
         own = [each[group[0]] for each in statistics]
         base = anchor[group[0]] if anchor is not None and anchor_weight > 0 else None
-        _check_moments(group[0], [*own, *([] if base is None else [base])])
-        matrices = {name: Matrices(name, deltas, own[0].moment) for name in group}
+        matrices = {name: Matrices(name, deltas, own[0]) for name in group}
         raw = [float(each.rows) for each in own] if weights is None else list(weights)
         if normalise != "none":
             raw = [value / loud for value, loud in zip(raw, _loudness(own, list(matrices.values()), normalise))]
-        inputs = Inputs(own, [value / sum(raw) for value in raw], base, anchor_weight, ridge, shrinkage)
+        inputs = Inputs(own, [value / sum(raw) for value in raw], base, anchor_weight, ridge, shrinkage, group[0])
+        if not any(isinstance(each, StoredInputs) for each in (*own, base)):
+            inputs.look([None] * len(own))  # what is in files is looked at when it is read
         problems |= {name: LayerProblem(name, inputs, matrices[name]) for name in group}
     return [problems[name] for name in names]
 
@@ -80,14 +81,3 @@ def _loudness(
         ]
     heard = [value for value in loud if value > 0] or [1.0]
     return [value if value > 0 else sum(heard) / len(heard) for value in loud]
-
-
-def _check_moments(name: str, statistics: Sequence[LayerInputs]) -> None:
-    for each in statistics:
-        squares = each.moment.diagonal(dim1=-2, dim2=-1)
-        if not each.moment.isfinite().all() or bool((squares < 0).any()):
-            kind = "negative squares" if squares.isfinite().all() else "values that are no numbers"
-            raise MixshowError(
-                f"'{name}': its inputs' moments hold {kind}; the model overflows on these prompts, or the statistics "
-                "are damaged; record them again in float32"
-            )

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.members import Changes
+from mixshow.fusion.moments import device_of
+from mixshow.fusion.statistics import LayerInputs
 
 Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
 
@@ -22,15 +24,15 @@ class Matrices(Sequence["Tensor | None"]):
 
     Args:
         concepts: each one's changes.
-        moment: of the layer's inputs, which tells their number and place.
+        inputs: of the layer, which tell their number and place.
 
     Raises:
         MixshowError: a change has more columns than the moment.
     """
 
-    def __init__(self, name: str, concepts: Sequence[Deltas], moment: Tensor) -> None:
+    def __init__(self, name: str, concepts: Sequence[Deltas], inputs: LayerInputs) -> None:
         self._name, self._concepts = name, concepts
-        self._width, self._dim, self._device = moment.shape[-1], moment.dim(), moment.device
+        self._width, self._dim, self._device = inputs.shape[-1], len(inputs.shape), device_of(inputs)
         for each in concepts:
             if name in each and _columns(each, name) > self._width:
                 raise MixshowError(

@@ -36,6 +36,9 @@ class Changes(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._active)
 
+    def __contains__(self, path: object) -> bool:
+        return path in self._active  # without forming the change
+
     def __getitem__(self, path: str) -> Tensor:
         layer, adapter, strength = self._active[path]
         change, bias = adapter.change_at(own_weight(layer.module), strength), adapter.bias_delta()

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.lanczos import largest_eigenvalue
+from mixshow.fusion.moments import WeightedSum, checked, times
 from mixshow.fusion.statistics import LayerInputs
+from mixshow.fusion.triangular import solved_with_factor
 
 _WIDE = 256  # wider inputs have so many eigenvalues that the two at the ends are looked for alone
 
@@ -40,6 +42,7 @@ class Inputs:
         anchor_weight: mu.
         ridge: lambda as a share of the mean eigenvalue, `lambda = ridge * trace / width`; scale-free.
         shrinkage: share of the off-diagonal elements of all moments that is taken away, 0 to 1.
+        name: of a layer that reads them, for messages.
     """
 
     statistics: Sequence[LayerInputs]
@@ -48,6 +51,8 @@ class Inputs:
     anchor_weight: float = 0.0
     ridge: float = 0.0
     shrinkage: float = 0.0
+    name: str = ""
+    _summed: list[tuple[Tensor, float]] = dataclasses.field(default_factory=list, init=False, repr=False)  # or none yet
 
     @property
     def moments(self) -> Iterator[Tensor]:
@@ -61,19 +66,6 @@ class Inputs:
             return None
         return shrunk(self.anchor.moment / max(self.anchor.rows, 1), self.shrinkage)
 
-    @cached_property
-    def plain_matrix(self) -> Tensor:
-        """S without the ridge, `[in, in]`."""
-        parts = list(zip(self.weights, self.statistics))
-        if self.anchor is not None:
-            parts.append((self.anchor_weight, self.anchor))
-        total: Tensor | None = None
-        for weight, each in parts:
-            moment, share = shrunk(each.moment, self.shrinkage), weight / max(each.rows, 1)
-            total = share * moment if total is None else total.add_(moment, alpha=share)
-        assert total is not None
-        return total
-
     @property
     def shape(self) -> torch.Size:
         """Of S, without forming it."""
@@ -84,18 +76,42 @@ class Inputs:
         """Number of eigenvalues of S."""
         return self.shape[:-1].numel()
 
-    @cached_property
+    def look(self, rows: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """`R_i G_i` of rows `[any, in]` of each concept, None where there are none; S comes of the same pass.
+
+        Raises:
+            MixshowError: moments that are no numbers, or negative.
+        """
+        products: list[Tensor | None] = []
+        total = WeightedSum()
+        for own, weight, each in zip(rows, self.weights, self.statistics):
+            inputs = checked(self.name, each)
+            total.add(inputs, weight / max(each.rows, 1))
+            products.append(None if own is None else times(own, inputs) / max(each.rows, 1))
+        if self.anchor is not None:
+            total.add(checked(self.name, self.anchor), self.anchor_weight / max(self.anchor.rows, 1))
+        matrix = shrunk(total.value, self.shrinkage)
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        ridge = self.ridge * float(diagonal.sum()) / self.size
+        diagonal.add_(ridge)
+        self._summed[:] = [(matrix, ridge)]
+        return products
+
+    def _sum(self) -> tuple[Tensor, float]:
+        """S and lambda."""
+        if not self._summed:
+            self.look([None] * len(self.statistics))
+        return self._summed[0]
+
+    @property
     def ridge_value(self) -> float:
         """lambda."""
-        return self.ridge * float(self.plain_matrix.diagonal(dim1=-2, dim2=-1).sum()) / self.size
+        return self._sum()[1]
 
-    @cached_property
+    @property
     def matrix(self) -> Tensor:
         """S, `[in, in]`, float64."""
-        width = self.plain_matrix.shape[-1]
-        return self.plain_matrix + self.ridge_value * torch.eye(
-            width, dtype=torch.float64, device=self.plain_matrix.device
-        )
+        return self._sum()[0]
 
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
@@ -165,7 +181,7 @@ class Inputs:
         """Smallest and largest eigenvalue of a positive definite S, to within some per cent."""
         factor, matrix = self.factor, self.matrix
         assert factor is not None
-        inverse = largest_eigenvalue(lambda v: torch.cholesky_solve(v[:, None], factor)[:, 0], matrix)
+        inverse = largest_eigenvalue(lambda v: solved_with_factor(v[:, None], factor)[:, 0], matrix)
         return 1 / inverse, largest_eigenvalue(lambda v: matrix @ v, matrix)
 
     @property
@@ -230,10 +246,10 @@ class LayerProblem:
             if delta is None:
                 residuals.append(0.0)
                 continue
-            delta = delta.double()
-            recorded, rows = delta @ each.moment, max(each.rows, 1)
+            delta, moment, rows = delta.double(), each.moment, max(each.rows, 1)
+            recorded = delta @ moment
             residuals.append(float((recorded * delta).sum()) / rows)
-            product = self._shrunk(recorded, delta, each.moment)
+            product = self._shrunk(recorded, delta, moment)
             value += weight / rows * float((product * delta).sum())
             target = product * (weight / rows) if target is None else target.add_(product, alpha=weight / rows)
         return target, residuals, value
@@ -250,9 +266,10 @@ class LayerProblem:
         residuals, value = [], 0.0
         for weight, delta, each in zip(self.inputs.weights, self.deltas, self.inputs.statistics):
             error = change if delta is None else change - delta.double()
-            product, rows = error @ each.moment, max(each.rows, 1)
+            moment, rows = each.moment, max(each.rows, 1)
+            product = error @ moment
             residuals.append(float((product * error).sum()) / rows)
-            value += weight / rows * float((self._shrunk(product, error, each.moment) * error).sum())
+            value += weight / rows * float((self._shrunk(product, error, moment) * error).sum())
         if self.inputs.anchor_moment is not None:
             value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor_moment)
         return residuals, value + float(self.inputs.ridge_value * change.square().sum())

@@ -39,13 +39,12 @@ def common_basis(name: str, inputs: Sequence[LayerInputs]) -> Tensor | None:
     return torch.linalg.qr(torch.cat(rows).mT).Q
 
 
-def formed(inputs: LayerInputs, basis: Tensor | None = None) -> LayerStatistics:
-    """Statistics with their moment at hand: of the inputs, or in terms of a basis that spans them."""
-    if isinstance(inputs, LayerStatistics):
+def formed(inputs: LayerInputs, basis: Tensor | None = None) -> LayerInputs:
+    """Statistics with the moment of what is kept as rows: of the inputs, or in terms of a basis that spans them."""
+    if not isinstance(inputs, KeptRows):
         return inputs
     if basis is None:
         return LayerStatistics(inputs.moment, inputs.rows, inputs.resolution)
-    assert isinstance(inputs, KeptRows)
     hidden = inputs.factor @ basis
     return LayerStatistics(inputs.rows * (hidden.mT @ hidden), inputs.rows, inputs.resolution)
 

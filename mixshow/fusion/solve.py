@@ -138,7 +138,7 @@ def _formed(held: Sequence[Inputs], basis: Tensor | None) -> list[dict[str, Laye
     for each in held:
         for own in each.values():
             if id(own) not in known:
-                known[id(own)] = own if isinstance(own, StoredInputs) else formed(own, basis)
+                known[id(own)] = formed(own, basis)
     return [{name: known[id(own)] for name, own in each.items()} for each in held]
 
 
@@ -195,11 +195,11 @@ def _is_rows(inputs: LayerInputs) -> bool:
 def _at_hand(names: Sequence[str], sets: Sequence[Inputs], device: torch.device | str) -> list[dict[str, LayerInputs]]:
     """The inputs of some layers, read where they are in files; what was shared still is.
 
-    Where layers that read the same would need too much memory with all concepts' moments at once, these stay in their
-    files and are read one at a time.
+    Moments stay in their files and are read one at a time where all concepts' would need too much memory at once, and
+    on the CPU: there, memory for them takes longer to get than the file to read again.
     """
     read: dict[int, LayerInputs] = {}
-    streamed = group_bytes([each[names[0]] for each in sets]) > _BYTES
+    streamed = torch.device(device).type == "cpu" or group_bytes([each[names[0]] for each in sets]) > _BYTES
     found = []
     for each in sets:
         for name in names:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.files import write_safetensors
+from mixshow.core.stored_tensor import StoredTensor, stored_tensors
+from mixshow.fusion.half import HalfMoment, packed, unpacked
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.statistics import SINGLE_RESOLUTION, LayerInputs, LayerStatistics
 from mixshow.fusion.wide import KeptRows
@@ -37,7 +38,7 @@ class StoredInputs:
     """Inputs of some layers, in a file.
 
     Attributes:
-        path: of the file.
+        place: of the tensor in its file.
         key: of the tensor.
         form: half of the moment; moments by channel, of a normalisation; rows.
         width: of the input, with the constant 1 where there is one.
@@ -48,7 +49,7 @@ class StoredInputs:
         device: where `moment` puts it.
     """
 
-    path: Path
+    place: StoredTensor
     key: str
     form: Form
     width: int
@@ -69,23 +70,26 @@ class StoredInputs:
         """The moment of all rows, read from the file."""
         return self.load(self.device).moment
 
-    def load(self, device: torch.device | str = "cpu") -> LayerStatistics | KeptRows:
-        """Read it.
+    def load(self, device: torch.device | str = "cpu") -> HalfMoment | LayerStatistics | KeptRows:
+        """Read it; sums are float64 then.
 
         Raises:
             MixshowError: the file is no longer there, or damaged.
         """
+        # Sums are in float64; on their way to another device they are as short as in the file.
+        here = self.form != "rows" and torch.device(device).type == "cpu"
         try:
-            with safe_open(self.path, framework="pt", device="cpu") as file:
-                stored = file.get_tensor(self.key).clone()  # a mapped tensor changes when its file does
-        except (SafetensorError, OSError) as error:
-            raise MixshowError(f"{self.path}: cannot be read ({error}); record it again") from error
-        stored = stored.to(device)
+            stored = self.place.read(torch.float64 if here else None).to(device)
+        except OSError as error:
+            raise MixshowError(f"{self.place.path}: cannot be read ({error}); record it again") from error
+        stored = stored if self.form == "rows" else stored.double()
         kept = slice(0, self.width - self.without_constant)
         if self.form == "rows":
             return KeptRows(stored[:, kept], self.rows, self.resolution)
-        moment = (unpacked(stored) if self.form == "packed" else stored).double()
-        return LayerStatistics(moment[..., kept, kept], self.rows, self.resolution)
+        if self.form == "channels":
+            return LayerStatistics(stored[..., kept, kept], self.rows, self.resolution)
+        half = packed(unpacked(stored)[kept, kept]) if self.without_constant else stored
+        return HalfMoment(half, self.rows, self.resolution)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,7 +114,7 @@ class StatisticsFile:
         """
         for name, each in {each.key: (name, each) for name, each in self.layers.items()}.values():
             inputs = each.load()
-            problem = _numbers_problem(inputs.kept if isinstance(inputs, KeptRows) else inputs.mean, each.form)
+            problem = _numbers_problem(inputs.kept if isinstance(inputs, KeptRows) else inputs.moment, each.form)
             if problem:
                 raise MixshowError(f"{self.path}: '{name}' holds {problem}; record it again, in float32")
 
@@ -125,30 +129,6 @@ def _numbers_problem(values: Tensor, form: Form) -> str | None:
     shifted = values + shift * torch.eye(values.shape[-1]).to(values)
     failed = torch.linalg.cholesky_ex(shifted)[1]
     return "a moment with negative eigenvalues, which no inputs give" if bool(failed.any()) else None
-
-
-def packed(moment: Tensor) -> Tensor:
-    """Half of a symmetric matrix `[n, n]`, as `[n + 1, ceil(n / 2)]` (rectangular full packed form, Gustavson 2010).
-
-    Below are the off-diagonal block and, one row apart in one square, the lower triangle of the first diagonal block
-    and the upper one of the second, so that whole blocks are copied, which is much faster than picking elements.
-    """
-    first = (len(moment) + 1) // 2
-    second = F.pad(moment[first:, first:], (0, 2 * first - len(moment), 0, 2 * first - len(moment)))
-    triangles = F.pad(moment[:first, :first].tril(), (0, 0, 1, 0)) + F.pad(second.triu(), (0, 0, 0, 1))
-    return torch.cat([moment[first:, :first], triangles])
-
-
-def unpacked(packed: Tensor) -> Tensor:
-    """The symmetric matrix `[n, n]` of its packed half."""
-    width, first = len(packed) - 1, packed.shape[1]
-    block, triangles = packed[: width - first], packed[width - first :]
-    lower, upper = triangles[1:].tril(), triangles[:-1].triu()[: width - first, : width - first]
-    matrix = packed.new_empty(width, width)
-    matrix[:first, :first] = lower + lower.tril(-1).mT
-    matrix[first:, first:] = upper + upper.triu(1).mT
-    matrix[first:, :first], matrix[:first, first:] = block, block.mT
-    return matrix
 
 
 def write_statistics(
@@ -204,7 +184,7 @@ def open_statistics(path: Path | str) -> StatisticsFile:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             about = json.loads((file.metadata() or {}).get("mixshow", "{}"))
-            names = set(file.keys())
+        places = stored_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise MixshowError(f"{path}: expected statistics, found something else or half a file ({error})") from error
     if about.get("format") != FORMAT:
@@ -215,11 +195,12 @@ def open_statistics(path: Path | str) -> StatisticsFile:
             "them again with this program"
         )
     try:
-        found = {key: StoredInputs(path, key, **each) for key, each in about["inputs"].items()}
+        missing = set(about["inputs"]) - set(places)
+        if missing:
+            raise MixshowError(f"{path}: tensors are missing, such as '{min(missing)}'; record it again")
+        found = {key: StoredInputs(places[key], key, **each) for key, each in about["inputs"].items()}
         layers = {name: found[key] for name, key in about["layers"].items()}
         origin, extended = Origin.from_json(about), frozenset(about["extended"])
     except (KeyError, TypeError, AttributeError) as error:
         raise MixshowError(f"{path}: its metadata is damaged ({error!r}); record the statistics again") from error
-    if not set(found) <= names:
-        raise MixshowError(f"{path}: tensors are missing, such as '{min(set(found) - names)}'; record it again")
     return StatisticsFile(path, origin, layers, extended)

@@ -10,19 +10,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from mixshow.fusion.deltas import Matrices
-from mixshow.fusion.problem import LayerProblem
+from mixshow.fusion.moments import Squares, opened, times
+from mixshow.fusion.problem import Inputs, LayerProblem
 from mixshow.fusion.solvers import Outcome, Solver
+from mixshow.fusion.solvers.outcome import by_inputs
+
+Factors = Sequence["tuple[Tensor, Tensor] | None"]  # up [out, r], down [r, in] of each concept
+_HALF_THE_DIGITS = 1e-8  # of float64: a difference that is smaller than this share of its terms has fewer left
 
 
 def solve_thin(solver: Solver, problems: Sequence[LayerProblem]) -> list[Outcome]:
     """What `solver.solve` gives, in the problems' order; where ranks sum up to fewer than outputs as thin."""
     bases = [basis_of(problem) for problem in problems]
-    thin = [problem if basis is None else thinned(problem, basis) for problem, basis in zip(problems, bases)]
+    thin = list(problems)
+    for places in by_inputs(problems):
+        own = [place for place in places if bases[place] is not None]
+        for place, problem in zip(own, _thinned([problems[place] for place in own], [bases[place] for place in own])):
+            thin[place] = problem
     return [
         outcome if basis is None else dataclasses.replace(outcome, change=basis @ outcome.change)
         for outcome, basis in zip(solver.solve(thin), bases)
@@ -31,19 +42,118 @@ def solve_thin(solver: Solver, problems: Sequence[LayerProblem]) -> list[Outcome
 
 def basis_of(problem: LayerProblem) -> Tensor | None:
     """Orthonormal columns that span all concepts' changed outputs, `[out, ranks]`; None where they are not fewer."""
-    if type(problem) is not LayerProblem or not isinstance(problem.deltas, Matrices):
-        return None  # problems of another kind may look at outputs one by one
-    factors = problem.deltas.factors()
+    factors = _factors_of(problem)
     if factors is None:
         return None
     ups = torch.cat([each[0] for each in factors if each is not None], dim=1).double()
     return torch.linalg.qr(ups).Q if ups.shape[1] < ups.shape[0] else None
 
 
-def thinned(problem: LayerProblem, basis: Tensor) -> LayerProblem:
-    """The problem in coordinates of a basis of its changed outputs, with the same inputs."""
-    assert isinstance(problem.deltas, Matrices)
-    factors = problem.deltas.factors()
-    assert factors is not None
-    deltas = [None if each is None else (basis.mT @ each[0].double()) @ each[1].double() for each in factors]
-    return dataclasses.replace(problem, deltas=deltas)
+def _factors_of(problem: LayerProblem) -> Factors | None:
+    if type(problem) is not LayerProblem or not isinstance(problem.deltas, Matrices):
+        return None  # problems of another kind may look at outputs one by one
+    return problem.deltas.factors()
+
+
+def _thinned(problems: Sequence[LayerProblem], bases: Sequence[Tensor | None]) -> list[LayerProblem]:
+    """Problems with common inputs in coordinates of bases of their changed outputs."""
+    products = [_in_coordinates(problem, basis) for problem, basis in zip(problems, bases)]
+    if not problems or problems[0].inputs.shrinkage > 0:
+        return [LayerProblem(problem.name, problem.inputs, own) for problem, own in zip(problems, products)]
+    seen = _seen(problems[0].inputs, products)
+    return [
+        ThinProblem(problem.name, problem.inputs, own, each) for problem, own, each in zip(problems, products, seen)
+    ]
+
+
+def _in_coordinates(problem: LayerProblem, basis: Tensor | None) -> Products:
+    factors = _factors_of(problem)
+    assert factors is not None and basis is not None
+    return Products([None if each is None else (basis.mT @ each[0].double(), each[1].double()) for each in factors])
+
+
+def _seen(inputs: Inputs, products: Sequence[Products]) -> list[list[Tensor | None]]:
+    """Of layers with common inputs `V_i G_i` of each concept, `[r, in]`, in one pass over the moments."""
+    found: list[list[Tensor | None]] = [[None] * len(inputs.statistics) for _ in products]
+    downs = [
+        {layer: factors[1] for layer, each in enumerate(products) if (factors := each.factors[number]) is not None}
+        for number in range(len(inputs.statistics))
+    ]
+    seen = inputs.look([torch.cat(list(own.values())) if own else None for own in downs])
+    for number, (own, product) in enumerate(zip(downs, seen)):
+        if product is not None:
+            for layer, part in zip(own, product.split([len(down) for down in own.values()])):
+                found[layer][number] = part
+    return found
+
+
+class Products(Sequence["Tensor | None"]):
+    """D_i of one layer as factors, `(up [out, r], down [r, in])` each; a matrix when it is asked for."""
+
+    def __init__(self, factors: Factors) -> None:
+        self.factors = factors
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Tensor | None]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor | None] | None:
+        if isinstance(place, slice):
+            return Products(self.factors[place])
+        factors = self.factors[place]
+        return None if factors is None else factors[0] @ factors[1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ThinProblem(LayerProblem):
+    """A layer problem whose changes are factors, with moments that are not shrunk: the same values by fewer operations.
+
+    A concept's moment is multiplied by its own change's rows alone, `V_i G_i`. What is lost at D is then, with
+    D_i = U_i V_i,
+
+        tr((D - D_i) G_i (D - D_i)^T)  =  tr(D G_i D^T) - 2 tr(U_i V_i G_i D^T) + tr(D_i G_i D_i^T)
+
+    of which the first is one pass over G_i, and nothing else reads it. Where that cancels it is computed as it stands.
+
+    Attributes:
+        deltas: by their factors.
+        seen: `V_i G_i` of each concept, `[r, in]`.
+    """
+
+    deltas: Products
+    seen: Sequence[Tensor | None]
+
+    @cached_property
+    def _of_the_base(self) -> tuple[Tensor | None, list[float], float]:
+        residuals = [
+            0.0 if each is None or seen is None else float(((each[0].mT @ each[0]) @ seen * each[1]).sum())
+            for each, seen in zip(self.deltas.factors, self.seen)
+        ]
+        known = zip(self.inputs.weights, self.deltas.factors, self.seen)
+        ups, seen = zip(*[(weight * each[0], own) for weight, each, own in known if each is not None])
+        value = sum(weight * residual for weight, residual in zip(self.inputs.weights, residuals))
+        return torch.cat(ups, dim=1) @ torch.cat(seen), residuals, value
+
+    def measured(self, change: Tensor) -> tuple[list[float], float]:
+        squares = Squares(change)
+        residuals = []
+        for number, (factors, seen, before) in enumerate(zip(self.deltas.factors, self.seen, self._of_the_base[1])):
+            inputs = opened(self.inputs.statistics[number])
+            rows = max(inputs.rows, 1)
+            own = squares.of(inputs) / rows
+            if factors is None or seen is None:
+                residuals.append(own)
+                continue
+            residual = own - 2 * float(((factors[0].mT @ change) * seen).sum()) + before
+            if residual < _HALF_THE_DIGITS * (own + before):
+                error = change - factors[0] @ factors[1]
+                residual = float((times(error, inputs) * error).sum()) / rows
+            residuals.append(residual)
+        value = sum(weight * residual for weight, residual in zip(self.inputs.weights, residuals))
+        anchor = self.inputs.anchor
+        if anchor is not None:
+            value += self.inputs.anchor_weight * squares.of(opened(anchor)) / max(anchor.rows, 1)
+        return residuals, value + float(self.inputs.ridge_value * change.square().sum())

@@ -16,13 +16,14 @@ from mixshow.core.files import read_safetensors, write_safetensors
 from mixshow.edlora.concept import Concept
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.coverage import DEFAULT, KINDS, covered_layers, inputs_for, kinds_of
+from mixshow.fusion.half import packed, unpacked
 from mixshow.fusion.layers import layers_of
 from mixshow.fusion.members import Member
 from mixshow.fusion.memory import recording_bytes
 from mixshow.fusion.origin import Origin, Origins, concept_hash
 from mixshow.fusion.recording import record_all
 from mixshow.fusion.statistics import LayerStatistics
-from mixshow.fusion.statistics_file import open_statistics, packed, unpacked, write_statistics
+from mixshow.fusion.statistics_file import open_statistics, write_statistics
 from mixshow.fusion.wide import KeptRows
 from mixshow.models import Base
 from mixshow.models.identity import weights_hash

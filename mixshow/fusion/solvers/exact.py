@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixshow.fusion.problem import Inputs, LayerProblem
 from mixshow.fusion.solvers.outcome import Outcome, Status, by_inputs, outcome_of
+from mixshow.fusion.triangular import solved_with_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Exact:
 
     def _solve(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Status]:
         if inputs.ridge_value > 0 and inputs.factor is not None:
-            return torch.cholesky_solve(targets.mT, inputs.factor).mT, Status.SOLVED
+            return solved_with_factor(targets.mT, inputs.factor).mT, Status.SOLVED
         cutoff = inputs.resolution if self.cutoff is None else self.cutoff
         changes, whole = minimum_change(targets, *inputs.eigen, cutoff)
         return changes, Status.SOLVED if whole else Status.MINIMUM_CHANGE

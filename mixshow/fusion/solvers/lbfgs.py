@@ -23,6 +23,8 @@ from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
 from mixshow.fusion.solvers.recursion import apply_inverse, inner, scaled
 
+_WIDE = 256  # a wider layer fills all processors alone, and putting matrices together takes longer than it saves
+
 
 @dataclasses.dataclass(frozen=True)
 class LBFGS:
@@ -49,13 +51,13 @@ class LBFGS:
         for (rows, width), alike in shapes.items():
             squares = 2 if self.precondition else 1
             each = 8 * (squares * width * width + 2 * (self.history + 4) * rows * width)
-            size = max(1, self.batch_bytes // each)
+            size = 1 if width > _WIDE else max(1, self.batch_bytes // each)
             for start in range(0, len(alike), size):
                 places = alike[start : start + size]
                 batch = [problems[place] for place in places]
                 targets = [problem.target.reshape(-1, rows, width) for problem in batch]
                 solved = self.minimise(
-                    torch.cat([problem.matrix.reshape(-1, width, width) for problem in batch]),
+                    _joined([problem.matrix.reshape(-1, width, width) for problem in batch]),
                     torch.cat(targets),
                     _spans(batch),
                     _factors(batch) if self.precondition else None,
@@ -120,7 +122,11 @@ def _spans(problems: Sequence[LayerProblem]) -> Tensor | None:
 
 def _factors(problems: Sequence[LayerProblem]) -> Tensor:
     width = problems[0].matrix.shape[-1]
-    return torch.cat([problem.inputs.preconditioner.reshape(-1, width, width) for problem in problems])
+    return _joined([problem.inputs.preconditioner.reshape(-1, width, width) for problem in problems])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _norm(a: Tensor) -> Tensor:

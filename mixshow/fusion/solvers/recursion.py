@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mixshow.fusion.triangular import solved_with_factor
+
 Memory = Sequence[tuple[Tensor, Tensor, Tensor]]
 
 
@@ -21,7 +23,7 @@ def apply_inverse(memory: Memory, gradient: Tensor, factors: Tensor | None) -> T
             None: a multiple of the identity.
     """
     if not memory:
-        return gradient if factors is None else torch.cholesky_solve(gradient.mT, factors).mT
+        return gradient if factors is None else solved_with_factor(gradient.mT, factors).mT
     result, coefficients = gradient, []
     for step, bend, reciprocal in reversed(memory):
         coefficient = reciprocal * inner(step, result)
@@ -32,7 +34,7 @@ def apply_inverse(memory: Memory, gradient: Tensor, factors: Tensor | None) -> T
         size = reciprocal * inner(bend, bend)
         result = scaled(torch.where(size > 0, 1 / torch.where(size > 0, size, 1.0), 1.0), result)
     else:
-        result = torch.cholesky_solve(result.mT, factors).mT
+        result = solved_with_factor(result.mT, factors).mT
     for (step, bend, reciprocal), coefficient in zip(memory, reversed(coefficients)):
         result = result + scaled(coefficient - reciprocal * inner(bend, result), step)
     return result

@@ -1,0 +1,113 @@
+"""What solving asks of moments, however they are held: sums, products with rows, and what rows make of the inputs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mixshow.core.errors import MixshowError
+from mixshow.fusion.half import HalfMoment, half_of_square, half_times, unpacked
+from mixshow.fusion.statistics import LayerInputs
+from mixshow.fusion.statistics_file import StoredInputs
+
+
+def opened(inputs: LayerInputs) -> LayerInputs:
+    """The inputs, read where they are in a file."""
+    return inputs.load(inputs.device) if isinstance(inputs, StoredInputs) else inputs
+
+
+def device_of(inputs: LayerInputs) -> torch.device:
+    """Where their moment is, or would be read to."""
+    if isinstance(inputs, StoredInputs):
+        return torch.device(inputs.device)
+    return inputs.half.device if isinstance(inputs, HalfMoment) else inputs.moment.device
+
+
+class WeightedSum:
+    """`sum w G`, halves summed up as such."""
+
+    def __init__(self) -> None:
+        self._half: Tensor | None = None
+        self._whole: Tensor | None = None
+
+    def add(self, inputs: LayerInputs, weight: float) -> None:
+        """One more, of inputs that are opened."""
+        if isinstance(inputs, HalfMoment):
+            self._half = _added(self._half, inputs.half, weight)
+        else:
+            self._whole = _added(self._whole, inputs.moment, weight)
+
+    @property
+    def value(self) -> Tensor:
+        """`[in, in]`, float64, a tensor of its own."""
+        if self._half is None:
+            assert self._whole is not None
+            return self._whole.clone()
+        whole = unpacked(self._half)
+        return whole if self._whole is None else whole.add_(self._whole)
+
+
+def _added(total: Tensor | None, values: Tensor, weight: float) -> Tensor:
+    return weight * values if total is None else total.add_(values, alpha=weight)
+
+
+def times(rows: Tensor, inputs: LayerInputs) -> Tensor:
+    """`rows @ G` for rows `[any, in]` and inputs that are opened."""
+    return half_times(rows, inputs.half) if isinstance(inputs, HalfMoment) else rows @ inputs.moment
+
+
+class Squares:
+    """What rows R `[any, in]` make of inputs, `tr(R G R^T)`, for one moment G after the other.
+
+    It is the sum of `R^T R` times G, element by element. So each further moment takes no product but one pass.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self._rows.mT @ self._rows
+
+    @cached_property
+    def _half(self) -> Tensor:
+        return half_of_square(self._rows).flatten()
+
+    def of(self, inputs: LayerInputs) -> float:
+        """Of inputs that are opened."""
+        if isinstance(inputs, HalfMoment):
+            return float(torch.dot(self._half, inputs.half.flatten()))
+        return float((self._whole * inputs.moment).sum())
+
+
+def checked(name: str, inputs: LayerInputs) -> LayerInputs:
+    """Inputs opened and looked at.
+
+    Args:
+        name: of a layer that reads them, for messages.
+
+    Raises:
+        MixshowError: a moment that is no numbers, or has negative squares.
+    """
+    inputs = opened(inputs)
+    found = damage(inputs)
+    if found is not None:
+        raise MixshowError(
+            f"'{name}': its inputs' moments hold {found}; the model overflows on these prompts, or the statistics are "
+            "damaged; record them again in float32"
+        )
+    return inputs
+
+
+def damage(inputs: LayerInputs) -> str | None:
+    """What is wrong with opened inputs' moment: no numbers, or negative squares; None: nothing that shows."""
+    if isinstance(inputs, HalfMoment):
+        elements, squares = inputs.half, inputs.diagonal
+    else:
+        elements, squares = inputs.moment, inputs.moment.diagonal(dim1=-2, dim2=-1)
+    least, most = squares.aminmax()  # which are no numbers where one element is none
+    if not bool(torch.stack([*elements.aminmax(), least, most]).isfinite().all()):
+        return "values that are no numbers"
+    return "negative squares" if bool(least < 0) else None
