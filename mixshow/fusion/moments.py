@@ -82,32 +82,35 @@ class Squares:
         return float((self._whole * inputs.moment).sum())
 
 
-def checked(name: str, inputs: LayerInputs) -> LayerInputs:
-    """Inputs opened and looked at.
+def refuse_negative(name: str, inputs: LayerInputs) -> None:
+    """Look at opened inputs' mean squares, which are few.
 
     Args:
         name: of a layer that reads them, for messages.
 
     Raises:
-        MixshowError: a moment that is no numbers, or has negative squares.
+        MixshowError: some are negative.
     """
-    inputs = opened(inputs)
-    found = damage(inputs)
-    if found is not None:
-        raise MixshowError(
-            f"'{name}': its inputs' moments hold {found}; the model overflows on these prompts, or the statistics are "
-            "damaged; record them again in float32"
-        )
-    return inputs
+    if bool((_squares(inputs) < 0).any()):
+        raise _damaged(name, "negative squares")
 
 
-def damage(inputs: LayerInputs) -> str | None:
-    """What is wrong with opened inputs' moment: no numbers, or negative squares; None: nothing that shows."""
-    if isinstance(inputs, HalfMoment):
-        elements, squares = inputs.half, inputs.diagonal
-    else:
-        elements, squares = inputs.moment, inputs.moment.diagonal(dim1=-2, dim2=-1)
-    least, most = squares.aminmax()  # which are no numbers where one element is none
-    if not bool(torch.stack([*elements.aminmax(), least, most]).isfinite().all()):
-        return "values that are no numbers"
-    return "negative squares" if bool(least < 0) else None
+def refuse_sum(name: str, total: Tensor) -> None:
+    """Look at a sum of moments. What is no number in one of them is none in their sum, which is looked through once.
+
+    Raises:
+        MixshowError: moments that are no numbers.
+    """
+    if not bool(torch.stack(total.aminmax()).isfinite().all()):
+        raise _damaged(name, "values that are no numbers")
+
+
+def _squares(inputs: LayerInputs) -> Tensor:
+    return inputs.diagonal if isinstance(inputs, HalfMoment) else inputs.moment.diagonal(dim1=-2, dim2=-1)
+
+
+def _damaged(name: str, found: str) -> MixshowError:
+    return MixshowError(
+        f"'{name}': its inputs' moments hold {found}; the model overflows on these prompts, or the statistics are "
+        "damaged; record them again in float32"
+    )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.lanczos import largest_eigenvalue
-from mixshow.fusion.moments import WeightedSum, checked, times
+from mixshow.fusion.moments import WeightedSum, opened, refuse_negative, refuse_sum, times
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.triangular import solved_with_factor
 
@@ -85,12 +85,16 @@ class Inputs:
         products: list[Tensor | None] = []
         total = WeightedSum()
         for own, weight, each in zip(rows, self.weights, self.statistics):
-            inputs = checked(self.name, each)
+            inputs = opened(each)
+            refuse_negative(self.name, inputs)
             total.add(inputs, weight / max(each.rows, 1))
             products.append(None if own is None else times(own, inputs) / max(each.rows, 1))
         if self.anchor is not None:
-            total.add(checked(self.name, self.anchor), self.anchor_weight / max(self.anchor.rows, 1))
+            inputs = opened(self.anchor)
+            refuse_negative(self.name, inputs)
+            total.add(inputs, self.anchor_weight / max(self.anchor.rows, 1))
         matrix = shrunk(total.value, self.shrinkage)
+        refuse_sum(self.name, matrix)
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         ridge = self.ridge * float(diagonal.sum()) / self.size
         diagonal.add_(ridge)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mixshow.core.errors import MixshowError
 from mixshow.core.stored_tensor import stored_tensors
 from mixshow.fusion.half import HalfMoment, half_of_square, half_times, packed
-from mixshow.fusion.moments import Squares, WeightedSum, damage
+from mixshow.fusion.moments import Squares, WeightedSum
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.problem import Inputs, LayerProblem
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
@@ -55,16 +55,28 @@ def test_halves_give_what_whole_matrices_give(width: int, rows: int) -> None:
         torch.testing.assert_close(total.value, 0.5 * whole.moment + 2 * other.moment)
 
 
+@pytest.mark.parametrize("anchored", [False, True])
 @pytest.mark.parametrize("place", [(0, 0), (4, 1), (2, 1), (4, 3)])
-def test_damage_anywhere_in_a_half_is_seen(place: tuple[int, int]) -> None:
+def test_damage_anywhere_in_a_half_is_seen(place: tuple[int, int], anchored: bool) -> None:
     matrix = torch.eye(5, dtype=torch.float64)
-    assert damage(HalfMoment(packed(matrix), 1, 0.0)) is None
-    matrix[place] = matrix[place[::-1]] = float("nan")
-    assert damage(HalfMoment(packed(matrix), 1, 0.0)) == "values that are no numbers"
-    matrix[place] = matrix[place[::-1]] = float("inf")
-    assert damage(HalfMoment(packed(matrix), 1, 0.0)) == "values that are no numbers"
-    matrix[place], matrix[place[::-1]], matrix[3, 3] = 1.0, 1.0, -1.0
-    assert damage(HalfMoment(packed(matrix), 1, 0.0)) == "negative squares"
+    look(matrix, anchored)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        damaged = matrix.clone()
+        damaged[place] = damaged[place[::-1]] = value
+        with pytest.raises(MixshowError, match=r"'layer': .* (no numbers|negative squares); .*record them again"):
+            look(damaged, anchored)
+    matrix[3, 3] = -1.0
+    with pytest.raises(MixshowError, match="negative squares"):
+        look(matrix, anchored)
+
+
+def look(moment: Tensor, anchored: bool) -> None:
+    """As the second of two concepts', or as the anchor's."""
+    fine, own = halved(statistics(5, 1)), HalfMoment(packed(moment), 1, 0.0)
+    inputs = (
+        Inputs([fine], [1.0], own, 0.3, name="layer") if anchored else Inputs([fine, own], [0.5, 0.5], name="layer")
+    )
+    inputs.look([None] * len(inputs.statistics))
 
 
 def pair(inputs: Inputs, *, alike: bool = False) -> tuple[ThinProblem, LayerProblem]:
