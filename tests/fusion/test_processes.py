@@ -54,9 +54,15 @@ def test_parts_of_all_processes_are_the_whole() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("collect", ["independent", "progressive"])
-def test_two_processes_fuse_what_one_fuses(options: Path, tmp_path: Path, collect: str) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mixshow"]
+@pytest.mark.parametrize(
+    ("collect", "launcher"),
+    [
+        ("independent", ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]),
+        ("progressive", ["torch.distributed.run", "--nproc_per_node", "2"]),
+    ],
+)
+def test_two_processes_fuse_what_one_fuses(options: Path, tmp_path: Path, collect: str, launcher: list[str]) -> None:
+    launch = [sys.executable, "-m", *launcher, "-m", "mixshow"]
     common = [str(options), f"statistics.collect={collect}"]
     subprocess.run([*launch, "fuse", *common, f"output={tmp_path / 'two'}"], cwd=ROOT, check=True)
     assert main(["fuse", *common, f"output={tmp_path / 'one'}"]) == 0
