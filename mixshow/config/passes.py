@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -91,6 +92,8 @@ class DetailOptions(Section):
             found.append(f"strength: expected above 0, up to 1, found {self.strength}")
         if self.steps is not None and self.steps < 1:
             found.append(f"steps: expected 1 or more, found {self.steps}")
+        if self.guidance is not None and not 1 <= self.guidance < math.inf:
+            found.append(f"guidance: expected 1 or more, found {self.guidance}")
         for name in ("margin", "padding"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}: expected 0 to 1, found {getattr(self, name)}")

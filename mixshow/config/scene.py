@@ -197,8 +197,9 @@ class SceneOptions(Section):
             found.append(f"regions: expected one number of steps in the 'after' of all regions, found {after}")
         if after and after[-1] >= self.steps:
             found.append(f"regions: expected an 'after' below the {self.steps} steps of the scene, found {after[-1]}")
-        if after and (self.image or self.hires):
-            found.append("regions: expected areas beside 'image' and 'hires', found from: attention")
+        beside = [name for name in ("image", "hires", "detail") if getattr(self, name)]
+        if after and beside:
+            found.append(f"regions: expected areas beside '{beside[0]}', found from: attention")
         if self.masks is not None and not any(region.colour for region in self.regions):
             found.append("masks: expected regions that name a 'colour' of it, found none")
         alone = ("base_prompt", "background_prompt", "common_prompt", "region_schedule", "isolate", "guard")

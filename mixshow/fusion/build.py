@@ -75,9 +75,9 @@ def _loudness(
     if normalise == "inputs":
         loud = [float((each.moment / max(each.rows, 1)).diagonal(dim1=-2, dim2=-1).sum()) for each in statistics]
     else:
-        loud = [
-            sum(quadratic(delta.double(), (each.moment / max(each.rows, 1))) for delta in own if delta is not None)
-            for each, own in zip(statistics, zip(*deltas))
-        ]
+        loud = []
+        for each, own in zip(statistics, zip(*deltas)):
+            moment = each.moment / max(each.rows, 1)
+            loud.append(sum(quadratic(delta.double(), moment) for delta in own if delta is not None))
     heard = [value for value in loud if value > 0] or [1.0]
     return [value if value > 0 else sum(heard) / len(heard) for value in loud]

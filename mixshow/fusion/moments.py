@@ -41,10 +41,10 @@ class WeightedSum:
 
     @property
     def value(self) -> Tensor:
-        """`[in, in]`, float64, a tensor of its own."""
+        """`[in, in]`, float64; to be asked for at the end."""
         if self._half is None:
             assert self._whole is not None
-            return self._whole.clone()
+            return self._whole
         whole = unpacked(self._half)
         return whole if self._whole is None else whole.add_(self._whole)
 

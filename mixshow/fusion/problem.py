@@ -77,18 +77,21 @@ class Inputs:
         return self.shape[:-1].numel()
 
     def look(self, rows: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """`R_i G_i` of rows `[any, in]` of each concept, None where there are none; S comes of the same pass.
+        """`R_i G_i` of rows `[any, in]` of each concept, None where there are none; S comes of the first such pass.
 
         Raises:
             MixshowError: moments that are no numbers, or negative.
         """
         products: list[Tensor | None] = []
-        total = WeightedSum()
+        total = None if self._summed else WeightedSum()
         for own, weight, each in zip(rows, self.weights, self.statistics):
             inputs = opened(each)
-            refuse_negative(self.name, inputs)
-            total.add(inputs, weight / max(each.rows, 1))
+            if total is not None:
+                refuse_negative(self.name, inputs)
+                total.add(inputs, weight / max(each.rows, 1))
             products.append(None if own is None else times(own, inputs) / max(each.rows, 1))
+        if total is None:
+            return products
         if self.anchor is not None:
             inputs = opened(self.anchor)
             refuse_negative(self.name, inputs)

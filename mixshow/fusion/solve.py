@@ -77,7 +77,7 @@ def solved(
                 bar.update(len(part))
                 continue
             own = [_of_layers(each, part) for each in deltas]
-            held = _at_hand(part, sets, device)
+            held = _at_hand(part, sets, device, in_passes=shrinkage == 0 and amended is None)
             solutions = _solve_part(
                 own, held, anchor is not None, solver, keep_metrics, amended, ridge, shrinkage, objective
             )
@@ -192,14 +192,20 @@ def _is_rows(inputs: LayerInputs) -> bool:
     return isinstance(inputs, KeptRows) or (isinstance(inputs, StoredInputs) and inputs.form == "rows")
 
 
-def _at_hand(names: Sequence[str], sets: Sequence[Inputs], device: torch.device | str) -> list[dict[str, LayerInputs]]:
+def _at_hand(
+    names: Sequence[str], sets: Sequence[Inputs], device: torch.device | str, *, in_passes: bool
+) -> list[dict[str, LayerInputs]]:
     """The inputs of some layers, read where they are in files; what was shared still is.
 
     Moments stay in their files and are read one at a time where all concepts' would need too much memory at once, and
-    on the CPU: there, memory for them takes longer to get than the file to read again.
+    on the CPU, where memory for them takes longer to get than the file to read again.
+
+    Args:
+        in_passes: problems mostly read a moment in a few passes for all layers; otherwise it is kept on the CPU, too.
     """
     read: dict[int, LayerInputs] = {}
-    streamed = torch.device(device).type == "cpu" or group_bytes([each[names[0]] for each in sets]) > _BYTES
+    again = in_passes and torch.device(device).type == "cpu"
+    streamed = again or group_bytes([each[names[0]] for each in sets]) > _BYTES
     found = []
     for each in sets:
         for name in names:

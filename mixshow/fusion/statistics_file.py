@@ -81,7 +81,9 @@ class StoredInputs:
         try:
             stored = self.place.read(torch.float64 if here else None).to(device)
         except OSError as error:
-            raise MixshowError(f"{self.place.path}: cannot be read ({error}); record it again") from error
+            raise MixshowError(
+                f"{self.place.path}: cannot be read ({error}); run again; if that does not help record it again"
+            ) from error
         stored = stored if self.form == "rows" else stored.double()
         kept = slice(0, self.width - self.without_constant)
         if self.form == "rows":

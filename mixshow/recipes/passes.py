@@ -97,17 +97,11 @@ def detail_pass(options: DetailOptions, entries: Sequence[RegionOptions]) -> Det
     """The pass in which regions are made once more.
 
     Raises:
-        MixshowError: no such region, none at all, or one whose area is not known beforehand.
+        MixshowError: no such region, or none at all.
     """
     if not entries:
         raise MixshowError("regions: expected some in the scene to make once more, found none")
     numbers = [number for name in options.regions for number in region_numbers(name, entries, "regions")]
-    for number in numbers or range(len(entries)):
-        if entries[number].from_ is not None:
-            raise MixshowError(
-                f"regions: expected regions whose area is known beforehand, found {number}, which is found from "
-                "attention; list the others"
-            )
     return DetailPass(
         options.strength,
         options.margin,

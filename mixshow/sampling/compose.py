@@ -100,7 +100,10 @@ def _windows(base: Base, scene: Scene, networks: Sequence[DirectedNetwork]) -> l
     topology = base.topology
     native = topology.sample_size * topology.latent_factor
     found = windows(scene, scene.detail, native=native, multiple=topology.size_multiple, networks=networks)
-    return [window for window in found if redone is None or (window.share * redone).any()]
+    if redone is None:
+        return list(found)
+    limited = (dataclasses.replace(window, share=window.share * redone) for window in found)
+    return [window for window in limited if window.share.any()]
 
 
 def _original(

@@ -78,7 +78,8 @@ def windows(
         rows, columns = own.any(1).nonzero().flatten(), own.any(0).nonzero().flatten()
         around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
         side = max(around[2] - around[0], around[3] - around[1])
-        box = _window(around, side * (1 + 2 * (detail.margin + detail.padding)), scene.size)
+        border = max(detail.margin + detail.padding, 1.5 * detail.margin)  # the soft one ends half a margin outside
+        box = _window(around, side * (1 + 2 * border), scene.size)
         free = shares[0] + shares[1 + number]
         soft = Mask(grown(own.float(), round(detail.margin * side)).double() * free)
         share = Feathered(soft, detail.margin * side).coverage(height, width, scene.size, Edges.SOFT).float()

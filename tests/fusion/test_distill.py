@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from mixshow.config.refine import RefineOptions
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.distill import distill
@@ -129,3 +130,8 @@ def test_errors_count_most_where_the_network_changes_predictions(tiny: Base, mem
     change = (lessons.targets - plain).square().mean(1).flatten(1)
     together = torch.stack([change, lessons.weights.flatten(1)], 1)
     assert min(float(torch.corrcoef(pair)[0, 1]) for pair in together) > 0.3
+
+
+@pytest.mark.parametrize(("given", "concepts", "steps"), [(None, 1, 300), (None, 3, 300), (None, 8, 800), (7, 8, 7)])
+def test_more_concepts_are_distilled_for_longer(given: int | None, concepts: int, steps: int) -> None:
+    assert RefineOptions(steps=given).steps_of(concepts) == steps

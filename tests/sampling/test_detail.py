@@ -16,7 +16,7 @@ from mixshow.core.errors import OptionsError
 from mixshow.models import Base
 from mixshow.recipes.scene import read_scene
 from mixshow.sampling.areas import Mask
-from mixshow.sampling.compose import compose
+from mixshow.sampling.compose import _windows, compose
 from mixshow.sampling.detail import DetailPass
 from mixshow.sampling.directed import DirectedNetwork
 from mixshow.sampling.hires import SecondPass
@@ -95,6 +95,29 @@ def test_of_a_picture_only_what_is_made_again(tiny: Base) -> None:
     assert not changed[:, :60].any() and changed[16:48, 64:96].mean() > 0.9
 
 
+def test_neighbours_of_what_is_made_again_stay(tiny: Base) -> None:
+    """What is made again reaches into a neighbour that touches: of that one only this strip is made once more."""
+    regions = Region(PixelBox(0, 0, 64, 64), "a"), Region(PixelBox(64, 0, 128, 64), "b")
+    redone = redone_area(regions, [1], SIZE, margin=8, feather=0)
+    start = StartPicture(noise(), 0.5, redone)
+    scene = scene_of(DetailPass(0.5, margin=0.0), regions=regions, start=start)
+    strip, own = _windows(tiny, scene, [])
+    assert strip.share[:, 56:64].eq(1).all() and strip.share.sum() == 8 * 64
+    alone = strip.of(noise()).start
+    assert alone is not None and alone.redone is not None and 0 < alone.redone.mean() < 0.2
+    assert own.share[:, 64:].eq(1).all() and own.share[:, :64].eq(0).all()
+
+
+def test_windows_hold_the_soft_border() -> None:
+    region = Region(PixelBox(40, 16, 72, 48), "a")
+    detail = DetailPass(margin=0.25, padding=0.0)
+    (window,) = windows(scene_of(None, regions=(region,)), detail, native=64, multiple=8)
+    left, top, right, bottom = window.box
+    outside = window.share.clone()
+    outside[top:bottom, left:right] = 0
+    assert not outside.any() and window.share[:, left].max() < 0.2
+
+
 def test_progress_of_all_windows_is_told(tiny: Base) -> None:
     told: list[dict[str, Any]] = []
     compose(tiny, scene_of(EXACT), seeds=[1, 2], batch_size=2, callback=told.append)
@@ -149,7 +172,7 @@ def test_behind_a_second_pass(tiny: Base) -> None:
 
 
 def problems_of(detail: dict[str, Any], **values: Any) -> list[str]:
-    regions = [{"prompt": "a <pip1>", "box": [0, 0, 32, 64]}, {"prompt": "a <luma1>", "from": "attention"}]
+    regions = [{"prompt": "a <pip1>", "box": [0, 0, 32, 64]}, {"prompt": "a <luma1>", "box": [64, 0, 96, 64]}]
     given = {"prompt": "a", "output": "x.png", "size": [128, 64], "regions": regions, "detail": detail}
     problems: list[str] = []
     read_scene(load(SceneOptions, Path("scene"), values={**given, **values}), problems)
@@ -158,8 +181,12 @@ def problems_of(detail: dict[str, Any], **values: Any) -> list[str]:
 
 def test_options_and_what_is_refused() -> None:
     assert problems_of({"regions": ["pip"]}) == []
-    assert "found 1, which is found from attention" in problems_of({})[0]
     assert problems_of({"regions": [4]}) == ["detail.regions: expected a region from 0 to 1, found 4"]
+    with pytest.raises(OptionsError, match="expected areas beside 'detail', found from: attention"):
+        problems_of({"regions": [0]}, regions=[{"prompt": "a <pip1>", "from": "attention"}])
+    for guidance in (0, float("nan")):
+        with pytest.raises(OptionsError, match=r"detail\.guidance: expected 1 or more"):
+            problems_of({"guidance": guidance})
     assert "found none" in problems_of({}, regions=[])[0]
     with pytest.raises(OptionsError, match=r"detail\.strength: expected above 0, up to 1, found 2"):
         problems_of({"strength": 2})

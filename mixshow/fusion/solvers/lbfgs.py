@@ -23,7 +23,7 @@ from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
 from mixshow.fusion.solvers.recursion import apply_inverse, inner, scaled
 
-_WIDE = 256  # a wider layer fills all processors alone, and putting matrices together takes longer than it saves
+_WIDE = 256  # on the CPU a wider layer has work for all cores, and putting matrices together takes longer than it saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,8 @@ class LBFGS:
         for (rows, width), alike in shapes.items():
             squares = 2 if self.precondition else 1
             each = 8 * (squares * width * width + 2 * (self.history + 4) * rows * width)
-            size = 1 if width > _WIDE else max(1, self.batch_bytes // each)
+            alone = width > _WIDE and problems[alike[0]].target.device.type == "cpu"
+            size = 1 if alone else max(1, self.batch_bytes // each)
             for start in range(0, len(alike), size):
                 places = alike[start : start + size]
                 batch = [problems[place] for place in places]
