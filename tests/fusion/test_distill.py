@@ -22,7 +22,7 @@ from tests.tiny import tiny_concept
 
 PLAN = DistillPlan(
     steps=60, rate=3e-3, batch_size=4, prompts=["a photo of {concept}", "{concept} in the rain"],
-    captions=["", "a photo of a dog"], walk_steps=4,
+    captions=["", "a photo of a dog"], walk_steps=4, ordinary=0.15,
 )  # fmt: skip
 
 

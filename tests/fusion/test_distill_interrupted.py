@@ -52,7 +52,9 @@ def interrupted_at(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(distill_module, "_rate_at", rate)
 
 
-@pytest.mark.parametrize("step", [0, 2, 3, 4])  # before the first; within and at the end of the first round; later
+@pytest.mark.parametrize(  # within the first round; before the first step, at the end of the first round, later
+    "step", [2, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, 3, 4))]
+)
 @pytest.mark.parametrize("stops", [False, True])  # and with factors that move, not whole weights
 def test_what_goes_on_ends_as_what_was_not_interrupted(
     step: int, stops: bool, tiny: Base, members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

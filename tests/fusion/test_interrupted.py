@@ -49,7 +49,12 @@ def run(monkeypatch: pytest.MonkeyPatch, arguments: list[str], stop_after: int |
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["solver.objective=huber", "solver.iterations=3"], ["method=constrained"]], ids=["", "rows", "hard"]
+    "options",
+    [
+        pytest.param([], id=""),
+        pytest.param(["solver.objective=huber", "solver.iterations=3"], id="rows", marks=pytest.mark.slow),
+        pytest.param(["method=constrained"], id="hard", marks=pytest.mark.slow),
+    ],
 )
 def test_solved_layers_are_not_solved_again(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(monkeypatch, [*FUSE, *options])

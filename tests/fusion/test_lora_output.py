@@ -279,6 +279,7 @@ def test_a_distilled_network_file_is_exact(stage: Path, capsys: pytest.CaptureFi
     assert report["held_out"]["errors"] == pytest.approx(whole["held_out"]["errors"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_rank_is_cut_to_before_it_is_distilled(stage: Path) -> None:
     assert main(["fuse", "fuse.yml", "refine.method=distill", "lora.energy=0.9", "report.heldout=false"]) == 0
     report = json.loads((stage / "fused" / "fusion_report.json").read_text())

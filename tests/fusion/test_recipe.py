@@ -178,7 +178,9 @@ def test_bad_options_are_named_together(stage: Path, capsys: pytest.CaptureFixtu
     assert main(["fuse", "fuse.yml", "device=cuda:99"]) == EXIT_USER_ERROR
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, pytest.param(OSError(28, "No space left on device"), marks=pytest.mark.slow)]
+)
 def test_stopping_leaves_nothing_half_written(
     stage: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:

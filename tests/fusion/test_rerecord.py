@@ -113,6 +113,7 @@ def test_creeping_ends_it_too_and_the_lowest_is_kept(tiny: Base) -> None:
     assert stopping.best is not None and stopping.best[1] == 2
 
 
+@pytest.mark.slow
 def test_distilling_keeps_its_best_step(tiny: Base, members: list[Member]) -> None:
     start = weight_average(tiny, members)
     plan = dataclasses.replace(PLAN, steps=6, rounds=2, look_every=1)

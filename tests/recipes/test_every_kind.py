@@ -21,7 +21,7 @@ from tests.edlora.conftest import write_pictures
 from tests.tiny import tiny_adapter, tiny_concept
 
 
-@pytest.fixture(params=["sd2", "xl"])
+@pytest.fixture(params=["sd2", pytest.param("xl", marks=pytest.mark.slow)])
 def base(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
     """A tiny base, in the working folder as `base`."""
     monkeypatch.chdir(tmp_path)
