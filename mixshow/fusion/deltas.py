@@ -19,7 +19,24 @@ from mixshow.fusion.statistics import LayerInputs
 Deltas = Mapping[str, Tensor]  # by module path, in the shape of the weight
 
 
-class Matrices(Sequence["Tensor | None"]):
+class FormedMatrices(Sequence["Tensor | None"]):
+    """Matrices of one layer, one per concept, each formed when it is asked for; None: the concept leaves it alone."""
+
+    def formed(self, place: int) -> Tensor | None:
+        """One of them."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Tensor | None]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor | None] | None:
+        if isinstance(place, slice):
+            return [self.formed(each) for each in range(*place.indices(len(self)))]
+        return self.formed(place)
+
+
+class Matrices(FormedMatrices):
     """D_i of one layer, `[out, in]` each, of a normalisation `[channels, 1, in]`; None: the concept leaves it alone.
 
     Args:
@@ -43,13 +60,7 @@ class Matrices(Sequence["Tensor | None"]):
     def __len__(self) -> int:
         return len(self._concepts)
 
-    @overload
-    def __getitem__(self, place: int) -> Tensor | None: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Tensor | None]: ...
-    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor | None] | None:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+    def formed(self, place: int) -> Tensor | None:
         delta = self._concepts[place].get(self._name)
         if delta is None:
             return None

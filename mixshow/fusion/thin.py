@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import overload
 
 import torch
 from torch import Tensor
 
-from mixshow.fusion.deltas import Matrices
+from mixshow.fusion.deltas import FormedMatrices, Matrices
 from mixshow.fusion.moments import Squares, opened, times
 from mixshow.fusion.problem import Inputs, LayerProblem
 from mixshow.fusion.solvers import Outcome, Solver
@@ -87,7 +86,7 @@ def _seen(inputs: Inputs, products: Sequence[Products]) -> list[list[Tensor | No
     return found
 
 
-class Products(Sequence["Tensor | None"]):
+class Products(FormedMatrices):
     """D_i of one layer as factors, `(up [out, r], down [r, in])` each; a matrix when it is asked for."""
 
     def __init__(self, factors: Factors) -> None:
@@ -96,13 +95,7 @@ class Products(Sequence["Tensor | None"]):
     def __len__(self) -> int:
         return len(self.factors)
 
-    @overload
-    def __getitem__(self, place: int) -> Tensor | None: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Tensor | None]: ...
-    def __getitem__(self, place: int | slice) -> Tensor | Sequence[Tensor | None] | None:
-        if isinstance(place, slice):
-            return Products(self.factors[place])
+    def formed(self, place: int) -> Tensor | None:
         factors = self.factors[place]
         return None if factors is None else factors[0] @ factors[1]
 

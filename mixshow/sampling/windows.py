@@ -31,6 +31,7 @@ class Window:
         scene: what is made; it has no start yet.
         share: how much of each of the picture's pixels changes, `[height, width]`, 0 to 1.
         networks: that act in it.
+        strength: the part of the steps that is made, the last ones.
     """
 
     box: Box
