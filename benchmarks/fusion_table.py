@@ -58,9 +58,15 @@ METHODS: Mapping[str, Sequence[str]] = {
         "statistics.steps=8",
         "anchor.weight=0.05",
     ),
+    "solve_normalised": (_WITHOUT, "statistics.normalise=inputs"),
+    "solve_normalised_changes": (_WITHOUT, "statistics.normalise=changes"),
+    "solve_shrunk": (_WITHOUT, "statistics.shrinkage=0.5"),
+    "solve_huber": (_WITHOUT, "solver.objective=huber"),
+    "solve_cosine": (_WITHOUT, "solver.objective=cosine"),
+    "distill_stop": ("refine.stop=true",),
     **{
         name: (_WITHOUT, f"method={name}")
-        for name in ("sum", AVERAGE, "svd", "concatenate", "ties", "dare", "orthogonal", "subspace")
+        for name in ("constrained", "sum", AVERAGE, "svd", "concatenate", "ties", "dare", "orthogonal", "subspace")
     },
 }
 

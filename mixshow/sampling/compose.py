@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixshow.core.seeding import derived_seed
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.denoise import Callback
 from mixshow.sampling.directed import DirectedNetwork, network_marks
@@ -82,7 +83,7 @@ def compose(
         (alone,) = compose(
             base,
             window.of(pictures[place]),
-            seeds=[seed],
+            seeds=[derived_seed(seed, "detail", window.number)],  # else all windows of a size begin with one noise
             adapter=adapter,
             readers=readers,
             callback=told.in_pass(next(numbers)),

@@ -27,6 +27,7 @@ class Window:
     """The part of a picture around one region, made alone.
 
     Attributes:
+        number: of the region.
         box: in the picture, (left, top, right, bottom) in pixels.
         scene: what is made; it has no start yet.
         share: how much of each of the picture's pixels changes, `[height, width]`, 0 to 1.
@@ -34,6 +35,7 @@ class Window:
         strength: the part of the steps that is made, the last ones.
     """
 
+    number: int
     box: Box
     scene: Scene
     share: Tensor
@@ -88,7 +90,7 @@ def windows(
             dataclasses.replace(network, regions=frozenset({0})) for network in networks if number in network.regions
         ]
         made = _made_size(box, native, multiple)
-        yield Window(box, _alone(scene, number, detail, box, made, free > 0), share, acting, detail.strength)
+        yield Window(number, box, _alone(scene, number, detail, box, made, free > 0), share, acting, detail.strength)
 
 
 def _window(around: Box, side: float, size: Size) -> Box:

@@ -32,4 +32,5 @@ def test_the_report_counts() -> None:
     records = [{**record, "seen": ["pip", "luma"]}, {**record, "seen": ["luma", "none"], "between": ["pip"]}]
     row = report(records).splitlines()[-1]
     assert "50.0 %" in row  # 2 of 4 right
+    assert "75.0 %" in row  # 3 of them stand somewhere
     assert "40.0 %" in row  # of 4 parts and a window, one other member and one where nobody stands

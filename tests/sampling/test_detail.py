@@ -13,6 +13,7 @@ from PIL import Image
 from mixshow.config.load import load
 from mixshow.config.scene import SceneOptions
 from mixshow.core.errors import OptionsError
+from mixshow.core.seeding import derived_seed
 from mixshow.models import Base
 from mixshow.recipes.scene import read_scene
 from mixshow.sampling.areas import Mask
@@ -52,8 +53,8 @@ def test_each_region_is_what_its_prompt_alone_makes_of_its_place(tiny: Base) -> 
     (made,) = compose(tiny, scene_of(EXACT), seeds=[1])
     by_hand = plain.copy()
     for place, box, prompt, negative, guidance, seed in (
-        ((0, 16, 32, 48), (0, 8, 48, 56), "a boy", "a hat", 3.0, 1),
-        ((64, 16, 96, 48), (56, 8, 104, 56), "a girl", "", 2.0, 4),
+        ((0, 16, 32, 48), (0, 8, 48, 56), "a boy", "a hat", 3.0, derived_seed(1, "detail", 0)),
+        ((64, 16, 96, 48), (56, 8, 104, 56), "a girl", "", 2.0, derived_seed(1, "detail", 1) + 3),
     ):
         within = tuple(a - b for a, b in zip(place, box[:2] * 2))
         inside = torch.zeros(48, 48)
