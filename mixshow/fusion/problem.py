@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from mixshow.fusion.moments import WeightedSum, opened, refuse_negative, refuse_
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.triangular import solved_with_factor
 
+Measured = tuple[list[float], float]  # each concept's residual, and the objective
 _WIDE = 256  # wider inputs have so many eigenvalues that the two at the ends are looked for alone
 
 
@@ -240,7 +242,7 @@ class LayerProblem:
         return target
 
     @property
-    def unchanged(self) -> tuple[list[float], float]:
+    def unchanged(self) -> Measured:
         """`measured` at D = 0."""
         return self._of_the_base[1:]
 
@@ -268,7 +270,7 @@ class LayerProblem:
             return product
         return (1 - share) * product + share * rows * moment.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
 
-    def measured(self, change: Tensor) -> tuple[list[float], float]:
+    def measured(self, change: Tensor) -> Measured:
         """Residuals and objective at D, `[out, in]`, in one pass over the moments."""
         residuals, value = [], 0.0
         for weight, delta, each in zip(self.inputs.weights, self.deltas, self.inputs.statistics):
@@ -280,6 +282,11 @@ class LayerProblem:
         if self.inputs.anchor_moment is not None:
             value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor_moment)
         return residuals, value + float(self.inputs.ridge_value * change.square().sum())
+
+    @staticmethod
+    def measured_together(problems: Sequence[Any], changes: Sequence[Tensor]) -> list[Measured]:
+        """`measured` of problems of this kind that have their inputs in common."""
+        return [problem.measured(change) for problem, change in zip(problems, changes)]
 
     def residuals(self, change: Tensor) -> list[float]:
         """For each concept the mean squared error of the outputs on its inputs, `tr((D - D_i) G_i (D - D_i)^T)`.

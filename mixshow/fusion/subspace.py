@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import Exact, Outcome, Status
-from mixshow.fusion.solvers.outcome import outcome_of
+from mixshow.fusion.solvers.outcome import Solution, outcome_of
 
 _ROUNDING = 1e-6  # changes are formed in float32; smaller singular values, as a share of the largest, are its rounding
 
@@ -34,7 +34,7 @@ class Subspace:
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
         """In the problems' order; normalisations, which have no such factors, are solved exactly."""
         return [
-            outcome_of(problem, self.change(problem), Status.SOLVED)
+            outcome_of(problem, Solution(self.change(problem), Status.SOLVED))
             if problem.matrix.dim() == 2
             else Exact().solve([problem])[0]
             for problem in problems

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mixshow.fusion.deltas import FormedMatrices, Matrices
 from mixshow.fusion.moments import Squares, opened, times
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.problem import Inputs, LayerProblem, Measured
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.fusion.solvers.outcome import by_inputs
+from mixshow.fusion.statistics import LayerInputs
 
 Factors = Sequence["tuple[Tensor, Tensor] | None"]  # up [out, r], down [r, in] of each concept
 _HALF_THE_DIGITS = 1e-8  # of float64: a difference that is smaller than this share of its terms has fewer left
@@ -130,23 +131,40 @@ class ThinProblem(LayerProblem):
         value = sum(weight * residual for weight, residual in zip(self.inputs.weights, residuals))
         return torch.cat(ups, dim=1) @ torch.cat(seen), residuals, value
 
-    def measured(self, change: Tensor) -> tuple[list[float], float]:
-        squares = Squares(change)
-        residuals = []
-        for number, (factors, seen, before) in enumerate(zip(self.deltas.factors, self.seen, self._of_the_base[1])):
-            inputs = opened(self.inputs.statistics[number])
-            rows = max(inputs.rows, 1)
-            own = squares.of(inputs) / rows
-            if factors is None or seen is None:
-                residuals.append(own)
-                continue
-            residual = own - 2 * float(((factors[0].mT @ change) * seen).sum()) + before
-            if residual < _HALF_THE_DIGITS * (own + before):
-                error = change - factors[0] @ factors[1]
-                residual = float((times(error, inputs) * error).sum()) / rows
-            residuals.append(residual)
-        value = sum(weight * residual for weight, residual in zip(self.inputs.weights, residuals))
-        anchor = self.inputs.anchor
-        if anchor is not None:
-            value += self.inputs.anchor_weight * squares.of(opened(anchor)) / max(anchor.rows, 1)
-        return residuals, value + float(self.inputs.ridge_value * change.square().sum())
+    def measured(self, change: Tensor) -> Measured:
+        return self.measured_together([self], [change])[0]
+
+    @staticmethod
+    def measured_together(problems: Sequence[ThinProblem], changes: Sequence[Tensor]) -> list[Measured]:
+        """See `LayerProblem`; every moment is opened once for all of them."""
+        inputs, squares = problems[0].inputs, [Squares(change) for change in changes]
+        residuals: list[list[float]] = [[] for _ in problems]
+        for number, stored in enumerate(inputs.statistics):
+            moment = opened(stored)
+            for problem, change, square, found in zip(problems, changes, squares, residuals):
+                found.append(problem._residual(number, change, square.of(moment) / max(moment.rows, 1), moment))
+        values = [
+            sum(weight * residual for weight, residual in zip(inputs.weights, found))
+            + float(inputs.ridge_value * change.square().sum())
+            for change, found in zip(changes, residuals)
+        ]
+        if inputs.anchor is not None:
+            moment = opened(inputs.anchor)
+            share = inputs.anchor_weight / max(moment.rows, 1)
+            values = [value + share * square.of(moment) for value, square in zip(values, squares)]
+        return list(zip(residuals, values))
+
+    def _residual(self, number: int, change: Tensor, own: float, moment: LayerInputs) -> float:
+        """Of one concept at D, whose moment is opened.
+
+        Args:
+            own: `tr(D G_i D^T)`.
+        """
+        factors, seen, before = self.deltas.factors[number], self.seen[number], self._of_the_base[1][number]
+        if factors is None or seen is None:
+            return own
+        residual = own - 2 * float(((factors[0].mT @ change) * seen).sum()) + before
+        if residual < _HALF_THE_DIGITS * (own + before):
+            error = change - factors[0] @ factors[1]
+            residual = float((times(error, moment) * error).sum()) / max(moment.rows, 1)
+        return residual

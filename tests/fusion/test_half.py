@@ -17,7 +17,7 @@ from mixshow.fusion.origin import Origin
 from mixshow.fusion.problem import Inputs, LayerProblem
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.statistics import LayerInputs, LayerStatistics
-from mixshow.fusion.statistics_file import open_statistics, write_statistics
+from mixshow.fusion.statistics_file import StoredInputs, open_statistics, write_statistics
 from mixshow.fusion.thin import Products, ThinProblem
 
 ORIGIN = Origin("", "", None, (), 1.0, 1.0, (), (), True, 1, 8, 8, 0)
@@ -125,6 +125,21 @@ def test_what_cancels_is_computed_as_it_stands() -> None:
     assert max(expected[0], expected[2]) < 1e-12 * thin.unchanged[0][0]
     assert found == pytest.approx(expected, rel=1e-9, abs=0) and value == pytest.approx(whole, rel=1e-9)
     assert thin.measured(delta)[0][0] == 0.0
+
+
+def test_layers_that_read_the_same_are_measured_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each moment is read once for S and what the changes see of it, once to measure the solutions of all layers."""
+    own = [stored(tmp_path / f"{i}.stats.safetensors", statistics(300, i, rows=600)) for i in (1, 2, 3, 4)]
+    inputs = Inputs(own[:3], [0.2, 0.3, 0.5], own[3], 0.4, 1e-2)
+    problems = [pair(inputs)[0] for _ in range(3)]
+    reads: list[object] = []
+    load = StoredInputs.load
+    monkeypatch.setattr(StoredInputs, "load", lambda self, *given: reads.append(self) or load(self, *given))
+    together = LBFGS(precondition=True).solve(problems)
+    assert len(reads) == len(own)
+    for found, problem in zip(together, problems, strict=True):
+        [alone] = LBFGS(precondition=True).solve([problem])
+        assert (found.after, found.objective_after) == (alone.after, alone.objective_after)
 
 
 def test_damaged_statistics_in_files_are_refused_when_they_are_solved(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mixshow.fusion.problem import LayerProblem
-from mixshow.fusion.solvers.outcome import Outcome, Status, by_inputs, outcome_of
+from mixshow.fusion.solvers.outcome import Outcome, Solution, Status, by_inputs, outcomes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,17 +28,17 @@ class CG:
     tolerance: float = 1e-11
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
-        outcomes = {}
+        solutions = {}
         for places in by_inputs(problems):
             group = [problems[place] for place in places]
             inputs, targets = group[0].inputs, torch.cat([problem.target for problem in group], dim=-2)
             solved = self.minimise(inputs.matrix, targets, inputs.span)
             rows = [problem.target.shape[-2] for problem in group]
             parts = (found.split(rows, dim=-2) for found in solved)
-            for place, problem, change, steps, converged in zip(places, group, *parts):
+            for place, change, steps, converged in zip(places, *parts):
                 status = Status.CONVERGED if bool(converged.all()) else Status.ITERATION_LIMIT
-                outcomes[place] = outcome_of(problem, change, status, int(steps.max()))
-        return [outcomes[place] for place in range(len(problems))]
+                solutions[place] = Solution(change, status, int(steps.max()))
+        return outcomes_of(problems, [solutions[place] for place in range(len(problems))])
 
     def minimise(self, matrix: Tensor, targets: Tensor, span: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Minimise `tr(D S D^T) / 2 - tr(D B^T)`.

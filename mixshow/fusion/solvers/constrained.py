@@ -19,7 +19,7 @@ from torch import Tensor
 from mixshow.fusion.constraints import ConstrainedProblem
 from mixshow.fusion.problem import Inputs, LayerProblem
 from mixshow.fusion.solvers.exact import minimum_change
-from mixshow.fusion.solvers.outcome import ConstraintFit, Outcome, Status, by_inputs, outcome_of
+from mixshow.fusion.solvers.outcome import ConstraintFit, Outcome, Solution, Status, by_inputs, outcome_of
 
 _CONTRADICTION = 1e-4  # share of the constraints' outputs that is missed; below it is rounding of float32 features
 
@@ -51,7 +51,7 @@ class Constrained:
             for place, problem, change in zip(places, group, changes.split(sizes)):
                 fit = ConstraintFit(len(problem.all_rows), rank, condition, problem.unmet(change))
                 status = Status.CONSTRAINED if fit.residual <= _CONTRADICTION else Status.CONTRADICTION
-                outcomes[place] = dataclasses.replace(outcome_of(problem, change, status), constraints=fit)
+                outcomes[place] = dataclasses.replace(outcome_of(problem, Solution(change, status)), constraints=fit)
         return [outcomes[place] for place in range(len(problems))]
 
     def minimise(self, inputs: Inputs, targets: Tensor, rows: Tensor, outputs: Tensor) -> tuple[Tensor, int, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixshow.fusion.problem import Inputs, LayerProblem
-from mixshow.fusion.solvers.outcome import Outcome, Status, by_inputs, outcome_of
+from mixshow.fusion.solvers.outcome import Outcome, Solution, Status, by_inputs, outcomes_of
 from mixshow.fusion.triangular import solved_with_factor
 
 
@@ -25,15 +25,15 @@ class Exact:
     cutoff: float | None = None
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
-        outcomes = {}
+        solutions = {}
         for places in by_inputs(problems):
             group = [problems[place] for place in places]
             targets = torch.cat([problem.target for problem in group], dim=-2)
             changes, status = self._solve(group[0].inputs, targets)
             rows = [problem.target.shape[-2] for problem in group]
-            for place, problem, change in zip(places, group, changes.split(rows, dim=-2)):
-                outcomes[place] = outcome_of(problem, change, status)
-        return [outcomes[place] for place in range(len(problems))]
+            for place, change in zip(places, changes.split(rows, dim=-2)):
+                solutions[place] = Solution(change, status)
+        return outcomes_of(problems, [solutions[place] for place in range(len(problems))])
 
     def _solve(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Status]:
         if inputs.ridge_value > 0 and inputs.factor is not None:

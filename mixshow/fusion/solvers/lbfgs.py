@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mixshow.fusion.problem import LayerProblem
-from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
+from mixshow.fusion.solvers.outcome import Outcome, Solution, Status, outcomes_of
 from mixshow.fusion.solvers.recursion import apply_inverse, inner, scaled
 
 _WIDE = 256  # on the CPU a wider layer has work for all cores, and putting matrices together takes longer than it saves
@@ -47,7 +47,7 @@ class LBFGS:
         shapes: dict[tuple[int, ...], list[int]] = {}  # places in `problems`
         for place, problem in enumerate(problems):
             shapes.setdefault(tuple(problem.target.shape[-2:]), []).append(place)
-        outcomes = {}
+        solutions = {}
         for (rows, width), alike in shapes.items():
             squares = 2 if self.precondition else 1
             each = 8 * (squares * width * width + 2 * (self.history + 4) * rows * width)
@@ -66,9 +66,8 @@ class LBFGS:
                 parts = (found.split([len(target) for target in targets]) for found in solved)
                 for place, problem, change, steps, converged in zip(places, batch, *parts):
                     status = Status.CONVERGED if bool(converged.all()) else Status.ITERATION_LIMIT
-                    change = change.reshape(problem.target.shape)
-                    outcomes[place] = outcome_of(problem, change, status, int(steps.max()))
-        return [outcomes[place] for place in range(len(problems))]
+                    solutions[place] = Solution(change.reshape(problem.target.shape), status, int(steps.max()))
+        return outcomes_of(problems, [solutions[place] for place in range(len(problems))])
 
     def minimise(
         self, matrices: Tensor, targets: Tensor, spans: Tensor | None = None, factors: Tensor | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixshow.fusion.problem import LayerProblem
+from mixshow.fusion.problem import LayerProblem, Measured
 
 _BAD_CONDITION = 1e6
 _BAD_SHARE = 0.5
@@ -113,15 +113,48 @@ def by_inputs(problems: Sequence[LayerProblem]) -> list[list[int]]:
     return list(groups.values())
 
 
-def outcome_of(problem: LayerProblem, change: Tensor, status: Status, iterations: int = 0) -> Outcome:
-    """Measure a solution."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver found for one layer, not measured yet.
+
+    Attributes:
+        change: D, `[..., out, in]`, shaped like the problem's target.
+        iterations: steps of an iterative solver.
+    """
+
+    change: Tensor
+    status: Status
+    iterations: int = 0
+
+
+def outcomes_of(problems: Sequence[LayerProblem], solutions: Sequence[Solution]) -> list[Outcome]:
+    """Measure solutions; problems of one kind with common inputs together, so that moments in files are read once."""
+    kinds: dict[tuple[type[LayerProblem], int], list[int]] = {}
+    for place, problem in enumerate(problems):
+        kinds.setdefault((type(problem), id(problem.inputs)), []).append(place)
+    measured: dict[int, Measured] = {}
+    for (kind, _), places in kinds.items():
+        found = kind.measured_together([problems[i] for i in places], [solutions[i].change for i in places])
+        measured.update(zip(places, found))
+    return [
+        _outcome(problem, solution, measured[place])
+        for place, (problem, solution) in enumerate(zip(problems, solutions))
+    ]
+
+
+def outcome_of(problem: LayerProblem, solution: Solution) -> Outcome:
+    """Measure one."""
+    return outcomes_of([problem], [solution])[0]
+
+
+def _outcome(problem: LayerProblem, solution: Solution, measured: Measured) -> Outcome:
     before, objective_before = problem.unchanged
-    after, objective_after = problem.measured(change)
+    after, objective_after = measured
     return Outcome(
         problem.name,
-        change.flatten(0, -2),
-        status,
-        iterations,
+        solution.change.flatten(0, -2),
+        solution.status,
+        solution.iterations,
         problem.inputs.rank,
         problem.inputs.size,
         problem.inputs.condition,

@@ -21,7 +21,7 @@ from mixshow.fusion.losses import Cosine, Huber, RowLoss
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.samples import SampledProblem
 from mixshow.fusion.solvers.lbfgs import LBFGS
-from mixshow.fusion.solvers.outcome import Outcome, Status, outcome_of
+from mixshow.fusion.solvers.outcome import Outcome, Solution, Status, outcome_of
 from mixshow.fusion.solvers.recursion import apply_inverse, inner
 
 _DECREASE, _CURVATURE = 1e-4, 0.9  # of the Wolfe conditions
@@ -74,7 +74,7 @@ class Sampled:
             return start
         change, steps, converged = self.minimise(problem, loss, start.change)
         status = Status.CONVERGED if converged else Status.ITERATION_LIMIT
-        outcome = outcome_of(problem, change, status, steps)
+        outcome = outcome_of(problem, Solution(change, status, steps))
         return dataclasses.replace(
             outcome,
             objective_before=problem.value_of(loss, torch.zeros_like(change)),
