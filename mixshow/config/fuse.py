@@ -196,6 +196,11 @@ class FuseOptions(Section):
         return self.refine.method == "distill" and wanted
 
     @property
+    def keeps_metrics(self) -> bool:
+        """Whether changes are truncated in the metric of every layer's inputs."""
+        return self.lora.rank is not None or self.lora.energy is not None
+
+    @property
     def concepts_listed(self) -> list[ConceptOptions]:
         """The concepts, where they are not in a file of their own."""
         return [] if isinstance(self.concepts, Path) else self.concepts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixshow.fusion.collect import Collection
+from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.distinct_inputs import DistinctInputs, distinct_inputs
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.solve import at_hand_bytes, solving_bytes
@@ -23,6 +24,7 @@ def fusion_memory(
     recording: bool = True,
     again: bool = False,
     shrunk: bool = False,
+    metrics: bool = False,
 ) -> dict[str, int]:
     """Bytes by what they are needed for.
 
@@ -33,7 +35,10 @@ def fusion_memory(
         recording: whether a set is recorded into a file beforehand.
         again: everything is recorded again afterwards, through the fused model.
         shrunk: moments are shrunk, those of wide inputs therefore formed.
+        metrics: every layer's S is kept until changes are truncated in it.
     """
+    inputs = distinct_inputs(layers, collection)
+    results = solved_bytes(inputs) + (metric_bytes(inputs, collection) if metrics else 0)
     stages = [own for stage in Stage if (own := [layer for layer in layers if layer.stage is stage])]
     solving = [
         solving_memory(own, collection, sets, shrunk=shrunk) + kept_bytes(own, collection, members) for own in stages
@@ -42,7 +47,7 @@ def fusion_memory(
     if recording and not collection.progressive:
         found["recording a concept"] = recording_bytes(layers, collection)
     if not collection.progressive:
-        found["solving"] = max(solving, default=0)
+        found["solving"] = max(solving, default=0) + results
     if collection.progressive or again:
         # All concepts' statistics of a stage are at hand, while the last is recorded and while all are solved.
         by_stage = [
@@ -50,8 +55,13 @@ def fusion_memory(
             for own, solved in zip(stages, solving)
         ]
         what = "recording and solving again" if again else "recording and solving by stages"
-        found[what] = max(by_stage, default=0)
+        found[what] = max(by_stage, default=0) + results
     return found
+
+
+def metric_bytes(inputs: Sequence[DistinctInputs], collection: Collection) -> int:
+    """Of every S in double precision: layers that read the same share one, but where rows are kept in its place."""
+    return sum(8 * each.elements * (len(each.outputs) if each.is_wide(collection) else 1) for each in inputs)
 
 
 def recording_bytes(layers: Sequence[Layer], collection: Collection) -> int:

@@ -125,7 +125,7 @@ def _solved(
         base, members, *problem,
         recorded=None if statistics is None else statistics.recorded,
         solutions=None if statistics is None else solved_layers(base, members, options, statistics.key, *problem),
-        keep_metrics=options.lora.rank is not None or options.lora.energy is not None,
+        keep_metrics=options.keeps_metrics,
         processes=processes, show_progress=processes.main,
     )  # fmt: skip
     if statistics is None:

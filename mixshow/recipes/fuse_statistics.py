@@ -271,6 +271,7 @@ def memory_needed(
     return fusion_memory(
         layers, collection_for(options), len(members), len(members) + anchored, recording=recording,
         again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
+        metrics=options.keeps_metrics,
     )  # fmt: skip
 
 

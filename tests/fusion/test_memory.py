@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Objective, Recorded, keep_inputs, record_stage
+from mixshow.fusion.fuse import Objective, Recorded, fuse, keep_inputs, record_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, changed_layers
-from mixshow.fusion.memory import fusion_memory, held_bytes, kept_bytes
+from mixshow.fusion.memory import fusion_memory, held_bytes, kept_bytes, solving_memory
+from mixshow.fusion.solvers import Exact
 from mixshow.fusion.wide import KeptRows
 from mixshow.models import Base
 from tests.tiny import tiny_concept
@@ -60,3 +62,16 @@ def test_every_part_of_a_fusion_is_counted(tiny: Base, members: list[Member]) ->
     few = dataclasses.replace(squares, moment_width=1, kept_rows=1)
     formed = fusion_memory(layers, few, 2, 3, shrunk=True)["solving"]
     assert formed > fusion_memory(layers, few, 2, 3)["solving"]
+
+
+def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: Sequence[Member]) -> None:
+    """Solutions in float64, and with a rank to truncate to S of what they read."""
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    collection = dataclasses.replace(COLLECTION, rows=0, moment_width=10_000)
+    fusion = fuse(tiny, members, collection, OBJECTIVE, dict.fromkeys(Stage, Exact()), keep_metrics=True)
+    changes = sum(change.nbytes for change in fusion.changes.values())
+    metrics = sum(metric.nbytes for metric in {id(metric): metric for metric in fusion.metrics.values()}.values())
+    plain, kept = (fusion_memory(layers, collection, 2, 3, metrics=metrics)["solving"] for metrics in (False, True))
+    solving = max(solving_memory(changed_layers(tiny, members, stage), collection, 3) for stage in Stage)
+    assert plain == solving + changes
+    assert kept == plain + metrics
