@@ -106,6 +106,7 @@ def detail_pass(options: DetailOptions, entries: Sequence[RegionOptions]) -> Det
         options.strength,
         options.margin,
         options.padding,
+        options.conditions,
         options.guidance,
         options.steps,
         tuple(dict.fromkeys(numbers)),

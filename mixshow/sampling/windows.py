@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from mixshow.sampling.scene import ConditionPicture, PoseGuide, Scene
 _SMOOTH = Image.Resampling.LANCZOS
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]
+_Guide = TypeVar("_Guide", PoseGuide, ConditionPicture)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +127,8 @@ def _alone(scene: Scene, number: int, detail: DetailPass, box: Box, size: Size, 
         prompt=region.prompt,
         size=size,
         regions=(dataclasses.replace(region, guidance=guidance),),
-        pose=scene.pose and _pose_in(scene.pose, box, size, free),
-        conditions=tuple(_condition_in(each, box, size) for each in scene.conditions),
+        pose=scene.pose and _weakened(_pose_in(scene.pose, box, size, free), detail),
+        conditions=tuple(_weakened(_condition_in(each, box, size), detail) for each in scene.conditions),
         base_prompt=None,
         background_prompt=None,
         schedule=(),
@@ -137,6 +139,10 @@ def _alone(scene: Scene, number: int, detail: DetailPass, box: Box, size: Size, 
         start=None,
         detail=None,
     )
+
+
+def _weakened(guide: _Guide, detail: DetailPass) -> _Guide:
+    return dataclasses.replace(guide, weight=guide.weight * detail.conditions)
 
 
 def _pose_in(pose: PoseGuide, box: Box, size: Size, free: Tensor) -> PoseGuide:

@@ -154,6 +154,8 @@ def test_poses_and_conditions_are_cut_with_the_window() -> None:
     assert (shown[:, :64] == 255).all() and (shown[:, 64:] == 0).all()  # the neighbour's skeleton is hidden
     assert close(condition.picture, noise().crop(window.box))
     assert condition.mask is not None and torch.equal(condition.mask.values, ramp[:, :96])
+    weaker = next(windows(scene, DetailPass(margin=0.0, conditions=0.4), native=64, multiple=8)).scene
+    assert weaker.pose is not None and (weaker.pose.weight, weaker.conditions[0].weight) == (0.2, 0.4)
 
 
 def test_networks_act_in_their_regions_windows_only() -> None:
@@ -191,3 +193,5 @@ def test_options_and_what_is_refused() -> None:
     assert "found none" in problems_of({}, regions=[])[0]
     with pytest.raises(OptionsError, match=r"detail\.strength: expected above 0, up to 1, found 2"):
         problems_of({"strength": 2})
+    with pytest.raises(OptionsError, match=r"detail\.conditions: expected 0 to 1, found 1\.5"):
+        problems_of({"conditions": 1.5})
