@@ -6,8 +6,8 @@
 
 `speed`: time and memory of a picture with regions over the same picture with one prompt, on random weights of Stable
 Diffusion 1.5's shape, with the published way as it works beside it. `operations`: the same counted, in seconds.
-`scenes`: what the judge sees in scenes of two and more characters on the built-in base, for regions, plain prompting
-and the published hard boxes.
+`scenes`: what the judge sees in scenes of two and more characters on the built-in base, for regions (given, or found
+from attention), plain prompting and the published hard boxes.
 """
 
 from __future__ import annotations

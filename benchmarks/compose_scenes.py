@@ -1,4 +1,4 @@
-"""How well regions keep characters apart, by number of characters, beside plain prompting and published hard boxes.
+"""How well regions keep characters apart, by number of characters: given, found from attention, published, or none.
 
 Scenes have random poses, places, casts and boxes from a fixed seed; in every third one the boxes overlap, in every
 third they are shifted. The judge looks at the part of the picture that is nearest to each character's skeleton.
@@ -55,10 +55,10 @@ WAYS: dict[str, Mapping[str, Any]] = {
     "regions, detail": {"edges": "soft", "detail": {"guidance": 3.0}},
     "regions": {"edges": "soft"},
     "published hard boxes": {"edges": "hard"},
-    "from attention": {"edges": "soft", "guard": True},
+    "from attention, guard": {"edges": "soft", "guard": True},
     "plain prompt": {"regions": []},
 }
-UNPLACED = ("from attention", "plain prompt")  # the prompt names everyone, nothing says who stands where
+UNPLACED = ("from attention, guard", "plain prompt")  # the prompt names everyone, nothing says who stands where
 DRAWN = "drawn"
 SEED = 90_001
 GUIDANCE, POSED = 4.0, 0.6  # chosen on scenes from number 1000 on
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="key=value",
-        help="scene options of the ways with regions but the published one",
+        help="scene options of the ways with given regions but the published one",
     )
     parser.add_argument("--each", nargs="+", default=[], metavar="key=value", help="options of each of their regions")
     parser.add_argument("--threads", type=int)
@@ -187,8 +187,9 @@ def composed(
         "pose": {"people": [points.tolist() for points in scene.people], "span": [0.0, POSED]},
         "regions": [
             {
-                "prompt": f"a photo of {concepts[name]}, {place}",
-                **({"from": "attention", "concept": name} if way in UNPLACED else {"box": list(box)}),
+                "concept": name,
+                "prompt": f"a photo of {{concept}}, {place}",
+                **({"from": "attention"} if way in UNPLACED else {"box": list(box)}),
             }
             for name, box in zip(scene.cast, scene.boxes)
         ],
@@ -202,7 +203,7 @@ def composed(
         values["regions"] = [{**region, **each} for region in values["regions"]]  # type: ignore[dict-item]
     options = load(SceneOptions, Path(f"scene {scene.number}"), arguments.set if own else (), values=values)
     problems: list[str] = []
-    value, _ = read_scene(options, problems)
+    value, _ = read_scene(options, problems, concepts)
     if problems:
         raise SystemExit("\n".join(problems))
     adapter = load_adapter(options.pose.adapter, base) if options.pose else None

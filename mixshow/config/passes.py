@@ -85,7 +85,9 @@ class DetailOptions(Section):
         0.06,
     )
     padding: float = option("how much more of the picture is seen around it, a share of the longer side", 0.05)
-    conditions: float = option("factor on the weights of pose and conditions; the picture shows the pose, too", 1.0)
+    condition_weight: float = option(
+        "factor on the weights of pose and conditions; the picture shows the pose, too", 1.0
+    )
 
     def problems(self) -> list[str]:
         found = []
@@ -95,7 +97,7 @@ class DetailOptions(Section):
             found.append(f"steps: expected 1 or more, found {self.steps}")
         if self.guidance is not None and not 1 <= self.guidance < math.inf:
             found.append(f"guidance: expected 1 or more, found {self.guidance}")
-        for name in ("margin", "padding", "conditions"):
+        for name in ("margin", "padding", "condition_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 found.append(f"{name}: expected 0 to 1, found {getattr(self, name)}")
         return found

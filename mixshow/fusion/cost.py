@@ -80,7 +80,7 @@ def stored_bytes(inputs: Sequence[DistinctInputs], collection: Collection, sets:
 
 
 def solved_bytes(inputs: Sequence[DistinctInputs]) -> int:
-    """Of all layers' changes in double precision, as an interrupted run leaves them."""
+    """Of all layers' changes in double precision."""
     return sum(8 * each.count * each.width * sum(each.outputs) for each in inputs)
 
 

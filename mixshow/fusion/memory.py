@@ -12,6 +12,7 @@ from mixshow.fusion.solve import at_hand_bytes, solving_bytes
 from mixshow.fusion.statistics import input_width, is_elementwise
 from mixshow.lycoris.carrier import own_weight
 
+_FUSIONS = 4  # of passes that solve again: the first, the best, the latest and the one that is made
 _ROWS_WORK = 5  # tensors of a layer's outputs on kept rows, while another objective than squares is minimised
 
 
@@ -35,7 +36,7 @@ def fusion_memory(
         recording: whether a set is recorded into a file beforehand.
         again: everything is recorded again afterwards, through the fused model.
         shrunk: moments are shrunk, those of wide inputs therefore formed.
-        metrics: every layer's S is kept until changes are truncated in it.
+        metrics: every layer's S is kept until changes are truncated in it, beside the solutions themselves.
     """
     inputs = distinct_inputs(layers, collection)
     results = solved_bytes(inputs) + (metric_bytes(inputs, collection) if metrics else 0)
@@ -55,7 +56,7 @@ def fusion_memory(
             for own, solved in zip(stages, solving)
         ]
         what = "recording and solving again" if again else "recording and solving by stages"
-        found[what] = max(by_stage, default=0) + results
+        found[what] = max(by_stage, default=0) + results * (_FUSIONS if again else 1)
     return found
 
 

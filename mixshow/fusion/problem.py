@@ -272,21 +272,26 @@ class LayerProblem:
 
     def measured(self, change: Tensor) -> Measured:
         """Residuals and objective at D, `[out, in]`, in one pass over the moments."""
-        residuals, value = [], 0.0
-        for weight, delta, each in zip(self.inputs.weights, self.deltas, self.inputs.statistics):
-            error = change if delta is None else change - delta.double()
-            moment, rows = each.moment, max(each.rows, 1)
-            product = error @ moment
-            residuals.append(float((product * error).sum()) / rows)
-            value += weight / rows * float((self._shrunk(product, error, moment) * error).sum())
-        if self.inputs.anchor_moment is not None:
-            value += self.inputs.anchor_weight * quadratic(change, self.inputs.anchor_moment)
-        return residuals, value + float(self.inputs.ridge_value * change.square().sum())
+        return self.measured_together([self], [change])[0]
 
     @staticmethod
     def measured_together(problems: Sequence[Any], changes: Sequence[Tensor]) -> list[Measured]:
-        """`measured` of problems of this kind that have their inputs in common."""
-        return [problem.measured(change) for problem, change in zip(problems, changes)]
+        """`measured` of problems of this kind with the same inputs: every moment is opened once for all of them."""
+        inputs: Inputs = problems[0].inputs
+        residuals: list[list[float]] = [[] for _ in problems]
+        values = [float(inputs.ridge_value * change.square().sum()) for change in changes]
+        for number, (weight, each) in enumerate(zip(inputs.weights, inputs.statistics)):
+            moment, rows = each.moment, max(each.rows, 1)
+            for place, (problem, change) in enumerate(zip(problems, changes)):
+                delta = problem.deltas[number]
+                error = change if delta is None else change - delta.double()
+                product = error @ moment
+                residuals[place].append(float((product * error).sum()) / rows)
+                values[place] += weight / rows * float((problem._shrunk(product, error, moment) * error).sum())
+        if inputs.anchor_moment is not None:
+            shares = [inputs.anchor_weight * quadratic(change, inputs.anchor_moment) for change in changes]
+            values = [value + share for value, share in zip(values, shares)]
+        return list(zip(residuals, values))
 
     def residuals(self, change: Tensor) -> list[float]:
         """For each concept the mean squared error of the outputs on its inputs, `tr((D - D_i) G_i (D - D_i)^T)`.

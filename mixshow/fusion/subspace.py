@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import Exact, Outcome, Status
-from mixshow.fusion.solvers.outcome import Solution, outcome_of
+from mixshow.fusion.solvers.outcome import Solution, outcomes_of
 
 _ROUNDING = 1e-6  # changes are formed in float32; smaller singular values, as a share of the largest, are its rounding
 
@@ -33,12 +33,11 @@ class Subspace:
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]:
         """In the problems' order; normalisations, which have no such factors, are solved exactly."""
-        return [
-            outcome_of(problem, Solution(self.change(problem), Status.SOLVED))
-            if problem.matrix.dim() == 2
-            else Exact().solve([problem])[0]
-            for problem in problems
-        ]
+        places = [place for place, problem in enumerate(problems) if problem.matrix.dim() == 2]
+        own = [problems[place] for place in places]
+        solutions = [Solution(self.change(problem), Status.SOLVED) for problem in own]
+        found = dict(zip(places, outcomes_of(own, solutions)))
+        return [found[i] if i in found else Exact().solve([problem])[0] for i, problem in enumerate(problems)]
 
     def change(self, problem: LayerProblem) -> Tensor:
         """U R A, `[out, in]`; the anchor and the ridge of the problem take no part."""

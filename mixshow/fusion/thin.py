@@ -131,12 +131,9 @@ class ThinProblem(LayerProblem):
         value = sum(weight * residual for weight, residual in zip(self.inputs.weights, residuals))
         return torch.cat(ups, dim=1) @ torch.cat(seen), residuals, value
 
-    def measured(self, change: Tensor) -> Measured:
-        return self.measured_together([self], [change])[0]
-
     @staticmethod
     def measured_together(problems: Sequence[ThinProblem], changes: Sequence[Tensor]) -> list[Measured]:
-        """See `LayerProblem`; every moment is opened once for all of them."""
+        """See `LayerProblem`."""
         inputs, squares = problems[0].inputs, [Squares(change) for change in changes]
         residuals: list[list[float]] = [[] for _ in problems]
         for number, stored in enumerate(inputs.statistics):

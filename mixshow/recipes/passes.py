@@ -93,12 +93,19 @@ def _picture(options: ImageOptions) -> Image.Image:
         raise MixshowError(f"file: {error}") from error
 
 
-def detail_pass(options: DetailOptions, entries: Sequence[RegionOptions]) -> DetailPass:
+def detail_pass(options: DetailOptions, entries: Sequence[RegionOptions], *, guided: bool) -> DetailPass:
     """The pass in which regions are made once more.
 
+    Args:
+        guided: the scene has a pose or conditions.
+
     Raises:
-        MixshowError: no such region, or none at all.
+        MixshowError: no such region, or none at all, or nothing to weaken.
     """
+    if options.condition_weight != 1 and not guided:
+        raise MixshowError(
+            "condition_weight: expected a pose or conditions in the scene that it could weaken, found none"
+        )
     if not entries:
         raise MixshowError("regions: expected some in the scene to make once more, found none")
     numbers = [number for name in options.regions for number in region_numbers(name, entries, "regions")]
@@ -106,7 +113,7 @@ def detail_pass(options: DetailOptions, entries: Sequence[RegionOptions]) -> Det
         options.strength,
         options.margin,
         options.padding,
-        options.conditions,
+        options.condition_weight,
         options.guidance,
         options.steps,
         tuple(dict.fromkeys(numbers)),

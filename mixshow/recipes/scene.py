@@ -77,7 +77,8 @@ def read_scene(
         scene = dataclasses.replace(scene, second=second_pass(options.hires, options.size, multiple))
     if options.detail is not None and not problems:
         try:
-            scene = dataclasses.replace(scene, detail=detail_pass(options.detail, options.regions))
+            guided = bool(scene.pose or scene.conditions)
+            scene = dataclasses.replace(scene, detail=detail_pass(options.detail, options.regions, guided=guided))
         except MixshowError as error:
             problems.append(f"detail.{error}")
     if options.image is not None and not problems:

@@ -83,7 +83,7 @@ def compose(
         (alone,) = compose(
             base,
             window.of(pictures[place]),
-            seeds=[derived_seed(seed, "detail", window.number)],  # else all windows of a size begin with one noise
+            seeds=[derived_seed(seed + window.seed_offset, "detail", window.number)],  # not one noise for all
             adapter=adapter,
             readers=readers,
             callback=told.in_pass(next(numbers)),

@@ -20,7 +20,7 @@ class DetailPass:
         margin: by which the area that changes is larger than the region on every side, where no other region is; its
             border is as soft. A share of the region's longer side.
         padding: what is seen around the region besides, a share of its longer side.
-        conditions: factor on the weights of pose and conditions; the picture that is made again shows the pose, too.
+        condition_weight: factor on the weights of pose and conditions; the picture shows the pose, too.
         guidance: None: the region's.
         steps: of the whole way; None: the scene's.
         regions: numbers of those that are made; none: all.
@@ -29,7 +29,7 @@ class DetailPass:
     strength: float = 0.8
     margin: float = 0.06
     padding: float = 0.05
-    conditions: float = 1.0
+    condition_weight: float = 1.0
     guidance: float | None = None
     steps: int | None = None
     regions: tuple[int, ...] = ()

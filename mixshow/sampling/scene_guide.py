@@ -34,7 +34,7 @@ def scene_guide(
             raise ValueError("a scene with a pose needs an adapter")
         pose = scene.pose
         pairs.append((ConditionPicture(pose.picture, pose.weight, pose.span, None, pose.control_type), adapter))
-    guides = [_guide(scene, plan, grid, number, *pair) for number, pair in enumerate(pairs)]
+    guides = [_guide(scene, plan, grid, number, *pair) for number, pair in enumerate(pairs) if pair[0].weight != 0]
     return Together(guides) if guides else None
 
 

@@ -30,6 +30,7 @@ class Window:
 
     Attributes:
         number: of the region.
+        seed_offset: the region's.
         box: in the picture, (left, top, right, bottom) in pixels.
         scene: what is made; it has no start yet.
         share: how much of each of the picture's pixels changes, `[height, width]`, 0 to 1.
@@ -38,6 +39,7 @@ class Window:
     """
 
     number: int
+    seed_offset: int
     box: Box
     scene: Scene
     share: Tensor
@@ -92,7 +94,9 @@ def windows(
             dataclasses.replace(network, regions=frozenset({0})) for network in networks if number in network.regions
         ]
         made = _made_size(box, native, multiple)
-        yield Window(number, box, _alone(scene, number, detail, box, made, free > 0), share, acting, detail.strength)
+        alone = _alone(scene, number, detail, box, made, free > 0)
+        offset = scene.regions[number].seed_offset
+        yield Window(number, offset, box, alone, share, acting, detail.strength)
 
 
 def _window(around: Box, side: float, size: Size) -> Box:
@@ -119,7 +123,7 @@ def _alone(scene: Scene, number: int, detail: DetailPass, box: Box, size: Size, 
         free: pixels of the scene's picture that belong to no other region; poses are not shown elsewhere.
     """
     region = dataclasses.replace(
-        scene.regions[number], area=PixelBox(0, 0, *size), base_ratio=0.0, span=(0.0, 1.0), weight=1.0
+        scene.regions[number], area=PixelBox(0, 0, *size), base_ratio=0.0, span=(0.0, 1.0), weight=1.0, seed_offset=0
     )
     guidance = detail.guidance if detail.guidance is not None else region.guidance
     return dataclasses.replace(
@@ -142,7 +146,7 @@ def _alone(scene: Scene, number: int, detail: DetailPass, box: Box, size: Size, 
 
 
 def _weakened(guide: _Guide, detail: DetailPass) -> _Guide:
-    return dataclasses.replace(guide, weight=guide.weight * detail.conditions)
+    return dataclasses.replace(guide, weight=guide.weight * detail.condition_weight)
 
 
 def _pose_in(pose: PoseGuide, box: Box, size: Size, free: Tensor) -> PoseGuide:

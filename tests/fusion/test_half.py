@@ -79,10 +79,10 @@ def look(moment: Tensor, anchored: bool) -> None:
     inputs.look([None] * len(inputs.statistics))
 
 
-def pair(inputs: Inputs, *, alike: bool = False) -> tuple[ThinProblem, LayerProblem]:
+def pair(inputs: Inputs, *, alike: bool = False, seed: int = 10) -> tuple[ThinProblem, LayerProblem]:
     """A problem by its factors, and the same with matrices; the second of three concepts leaves the layer alone."""
     width = inputs.shape[-1]
-    factors = [(random(OUT, RANK, seed=10 + (0 if alike else i)), random(RANK, width, seed=20)) for i in range(3)]
+    factors = [(random(OUT, RANK, seed=seed + (0 if alike else i)), random(RANK, width, seed=20)) for i in range(3)]
     given = Products([factors[0], None, factors[2]])
     seen = inputs.look([None if each is None else each[1] for each in given.factors])
     return ThinProblem("layer", inputs, given, seen), LayerProblem("layer", inputs, list(given))
@@ -128,18 +128,21 @@ def test_what_cancels_is_computed_as_it_stands() -> None:
 
 
 def test_layers_that_read_the_same_are_measured_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each moment is read once for S and what the changes see of it, once to measure the solutions of all layers."""
+    """Each moment is read once for all layers of a kind; what is measured is the layer's own."""
     own = [stored(tmp_path / f"{i}.stats.safetensors", statistics(300, i, rows=600)) for i in (1, 2, 3, 4)]
     inputs = Inputs(own[:3], [0.2, 0.3, 0.5], own[3], 0.4, 1e-2)
-    problems = [pair(inputs)[0] for _ in range(3)]
+    problems: list[LayerProblem] = [pair(inputs, seed=seed)[seed in (40, 60)] for seed in (30, 40, 50, 60)]
+    for problem in problems:
+        assert problem.target is not None and problem.unchanged  # read beforehand
     reads: list[object] = []
     load = StoredInputs.load
     monkeypatch.setattr(StoredInputs, "load", lambda self, *given: reads.append(self) or load(self, *given))
     together = LBFGS(precondition=True).solve(problems)
-    assert len(reads) == len(own)
+    assert len(reads) == 2 * len(own)  # two layers by their factors, two with matrices
     for found, problem in zip(together, problems, strict=True):
         [alone] = LBFGS(precondition=True).solve([problem])
         assert (found.after, found.objective_after) == (alone.after, alone.objective_after)
+    assert len({found.objective_after for found in together}) == len(problems)
 
 
 def test_damaged_statistics_in_files_are_refused_when_they_are_solved(tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import pytest
 
 from mixshow.fusion.collect import Collection
+from mixshow.fusion.cost import solved_bytes
+from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.fuse import Objective, Recorded, fuse, keep_inputs, record_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, changed_layers
-from mixshow.fusion.memory import fusion_memory, held_bytes, kept_bytes, solving_memory
+from mixshow.fusion.memory import fusion_memory, held_bytes, kept_bytes, metric_bytes, solving_memory
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.wide import KeptRows
 from mixshow.models import Base
@@ -56,7 +57,8 @@ def test_every_part_of_a_fusion_is_counted(tiny: Base, members: list[Member]) ->
     again = fusion_memory(layers, squares, 2, 3, again=True)
     assert again["recording and solving again"] > max(most, plain["solving"]) and again.keys() > plain.keys()
     [stages] = fusion_memory(layers, dataclasses.replace(squares, progressive=True), 2, 3).values()
-    assert stages == again["recording and solving again"]
+    solutions = solved_bytes(distinct_inputs(layers, squares))
+    assert stages - solutions == again["recording and solving again"] - 4 * solutions
     # Rows, and the moments of wide inputs, which other objectives and shrinking want formed.
     assert fusion_memory(layers, COLLECTION, 2, 3)["solving"] > plain["solving"]
     few = dataclasses.replace(squares, moment_width=1, kept_rows=1)
@@ -64,7 +66,7 @@ def test_every_part_of_a_fusion_is_counted(tiny: Base, members: list[Member]) ->
     assert formed > fusion_memory(layers, few, 2, 3)["solving"]
 
 
-def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: Sequence[Member]) -> None:
+def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: list[Member]) -> None:
     """Solutions in float64, and with a rank to truncate to S of what they read."""
     layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
     collection = dataclasses.replace(COLLECTION, rows=0, moment_width=10_000)
@@ -75,3 +77,13 @@ def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: Sequence[
     solving = max(solving_memory(changed_layers(tiny, members, stage), collection, 3) for stage in Stage)
     assert plain == solving + changes
     assert kept == plain + metrics
+    again = fusion_memory(layers, collection, 2, 3, again=True, metrics=True)["recording and solving again"]
+    assert again > 4 * (changes + metrics)
+
+
+def test_every_wide_layer_keeps_a_metric_of_its_own(tiny: Base, members: list[Member]) -> None:
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    collection = dataclasses.replace(COLLECTION, rows=0, moment_width=20, kept_rows=1)
+    fusion = fuse(tiny, members, collection, OBJECTIVE, dict.fromkeys(Stage, Exact()), keep_metrics=True)
+    metrics = sum(metric.nbytes for metric in {id(metric): metric for metric in fusion.metrics.values()}.values())
+    assert metric_bytes(distinct_inputs(layers, collection), collection) == metrics

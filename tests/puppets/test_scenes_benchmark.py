@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from itertools import pairwise
+from pathlib import Path
 
-from benchmarks.compose_scenes import FEWEST, report, staged, windows_between
+import pytest
+from PIL import Image
+
+from benchmarks import compose_scenes
+from benchmarks.compose_scenes import FEWEST, WAYS, report, staged, windows_between
+from mixshow.models import Base
 from mixshow.puppets.cast import CAST
+from mixshow.sampling.regions import PixelBox
+from mixshow.sampling.scene import Scene
+from mixshow.sampling.sought import Sought
 
 NAMES = list(CAST)[:5]
 
@@ -19,6 +29,27 @@ def test_scenes_are_the_same_again_and_some_boxes_overlap() -> None:
     overlapping = [any(a[2] > b[0] for a, b in pairwise(scene.boxes)) for scene in scenes]
     assert any(overlapping) and not all(overlapping)
     assert not any(a[2] > b[0] + 1 for scene in scenes for a, b in pairwise(scene.parts))
+
+
+def test_every_way_is_a_scene_that_reads(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: dict[str, Scene] = {}
+    concepts = {name: f"<{name}1> <{name}2>" for name in NAMES}
+    arguments = argparse.Namespace(folder=Path("puppets"), set=[], each=[])
+    for way in WAYS:
+
+        def compose(base: Base, scene: Scene, way: str = way, **given: object) -> list[Image.Image]:
+            composed[way] = scene
+            return [Image.new("RGB", (8, 8))]
+
+        monkeypatch.setattr(compose_scenes, "compose", compose)
+        monkeypatch.setattr(compose_scenes, "load_adapter", lambda *given: None)
+        compose_scenes.composed(tiny, staged(5, NAMES, 5), way, concepts, arguments)
+    assert not composed["plain prompt"].regions
+    found, given = composed["from attention, guard"], composed["regions"]
+    assert all(isinstance(region.area, Sought) for region in found.regions) and found.guard
+    assert all(isinstance(region.area, PixelBox) for region in given.regions) and not given.guard
+    assert [region.prompt for region in found.regions] == [region.prompt for region in given.regions]
+    assert all(name in found.prompt for name in staged(5, NAMES, 5).cast)
 
 
 def test_windows_lie_between_the_characters() -> None:

@@ -54,7 +54,7 @@ def test_each_region_is_what_its_prompt_alone_makes_of_its_place(tiny: Base) -> 
     by_hand = plain.copy()
     for place, box, prompt, negative, guidance, seed in (
         ((0, 16, 32, 48), (0, 8, 48, 56), "a boy", "a hat", 3.0, derived_seed(1, "detail", 0)),
-        ((64, 16, 96, 48), (56, 8, 104, 56), "a girl", "", 2.0, derived_seed(1, "detail", 1) + 3),
+        ((64, 16, 96, 48), (56, 8, 104, 56), "a girl", "", 2.0, derived_seed(1 + 3, "detail", 1)),
     ):
         within = tuple(a - b for a, b in zip(place, box[:2] * 2))
         inside = torch.zeros(48, 48)
@@ -154,7 +154,7 @@ def test_poses_and_conditions_are_cut_with_the_window() -> None:
     assert (shown[:, :64] == 255).all() and (shown[:, 64:] == 0).all()  # the neighbour's skeleton is hidden
     assert close(condition.picture, noise().crop(window.box))
     assert condition.mask is not None and torch.equal(condition.mask.values, ramp[:, :96])
-    weaker = next(windows(scene, DetailPass(margin=0.0, conditions=0.4), native=64, multiple=8)).scene
+    weaker = next(windows(scene, DetailPass(margin=0.0, condition_weight=0.4), native=64, multiple=8)).scene
     assert weaker.pose is not None and (weaker.pose.weight, weaker.conditions[0].weight) == (0.2, 0.4)
 
 
@@ -193,5 +193,9 @@ def test_options_and_what_is_refused() -> None:
     assert "found none" in problems_of({}, regions=[])[0]
     with pytest.raises(OptionsError, match=r"detail\.strength: expected above 0, up to 1, found 2"):
         problems_of({"strength": 2})
-    with pytest.raises(OptionsError, match=r"detail\.conditions: expected 0 to 1, found 1\.5"):
-        problems_of({"conditions": 1.5})
+    with pytest.raises(OptionsError, match=r"detail\.condition_weight: expected 0 to 1, found 1\.5"):
+        problems_of({"condition_weight": 1.5})
+    weaker = "detail.condition_weight: expected a pose or conditions in the scene that it could weaken, found none"
+    assert problems_of({"condition_weight": 0.5}) == [weaker]
+    posed = {"pose": {"people": [{"person": "waving", "at": [0.2, 0.9], "height": 0.8}]}}
+    assert problems_of({"condition_weight": 0.5}, **posed) == []
