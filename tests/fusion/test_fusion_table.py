@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fusion_table import METHODS, OURS, Table, report
+from benchmarks.fusion_table_report import report
+from benchmarks.fusion_table_runs import METHODS, OURS, Table
 from mixshow.config.fuse import load_fuse_options
 from mixshow.config.load import dump
 from mixshow.core.files import write_json
