@@ -63,21 +63,10 @@ def compose(
             scene, second = scene.scaled(second.size), None
         elif scene.size is not None:
             begin = start.resized(scene.size)
+    scene = dataclasses.replace(scene, second=second)
     detailed = _windows(base, scene if second is None else scene.scaled(second.size), networks)
     told = _Told(callback, (1 if second is None else 2) + len(detailed) * len(seeds))
-    first = _Pass(base, scene, adapter, readers, networks)
-    original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
-    batch_size = 1 if first.staging.one_by_one else batch_size
-    latents = first.latents(seeds, batch_size, original, told.in_pass(0))
-    if second is not None:
-        larger = _Pass(base, scene.scaled(second.size), adapter, readers, networks, first.states)
-        if start is None or start.redone is None:
-            original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
-        else:
-            made = [start.pasted(picture.resize(second.size, _SMOOTH)) for picture in _decoded(base, latents, 1)]
-            original = _original(base, made, second.strength, start, larger.grid)
-        latents = larger.latents(seeds, batch_size, original, told.in_pass(1), steps=second.steps)
-    pictures = _decoded(base, latents, batch_size)
+    pictures = _whole_pictures(base, scene, begin, seeds, adapter, readers, batch_size, networks, told)
     numbers = itertools.count(told.passes - len(detailed) * len(seeds))
     for window, (place, seed) in itertools.product(detailed, enumerate(seeds)):
         (alone,) = compose(
@@ -91,6 +80,38 @@ def compose(
         )
         pictures[place] = window.put_into(pictures[place], alone)
     return pictures if start is None else [start.pasted(picture) for picture in pictures]
+
+
+def _whole_pictures(
+    base: Base,
+    scene: Scene,
+    begin: StartPicture | None,
+    seeds: Sequence[int],
+    adapter: ConditionReader | None,
+    readers: Sequence[ConditionReader],
+    batch_size: int,
+    networks: Sequence[DirectedNetwork],
+    told: _Told,
+) -> list[Image.Image]:
+    """The scene's pictures of its one or two passes; what these hold is let go before windows are made.
+
+    Args:
+        begin: what the first pass begins from.
+    """
+    start, second = scene.start, scene.second
+    first = _Pass(base, scene, adapter, readers, networks)
+    original = None if begin is None else _original(base, [begin.picture], begin.strength, begin, first.grid)
+    batch_size = 1 if first.staging.one_by_one else batch_size
+    latents = first.latents(seeds, batch_size, original, told.in_pass(0))
+    if second is not None:
+        larger = _Pass(base, scene.scaled(second.size), adapter, readers, networks, first.states)
+        if start is None or start.redone is None:
+            original = Original(enlarged(base, latents, second.size, second.upscale), second.strength)
+        else:
+            made = [start.pasted(picture.resize(second.size, _SMOOTH)) for picture in _decoded(base, latents, 1)]
+            original = _original(base, made, second.strength, start, larger.grid)
+        latents = larger.latents(seeds, batch_size, original, told.in_pass(1), steps=second.steps)
+    return _decoded(base, latents, batch_size)
 
 
 def _windows(base: Base, scene: Scene, networks: Sequence[DirectedNetwork]) -> list[Window]:
