@@ -37,7 +37,7 @@ setup(
     extras_require={
         "pose": ["controlnet_aux>=0.0.9"],
         "peft": ["peft>=0.15"],
-        "dev": ["pytest>=8.0", "ruff>=0.9", "mypy>=1.13", "peft>=0.15", "lycoris-lora>=4.1"],
+        "dev": ["pytest>=8.0", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.13", "peft>=0.15", "lycoris-lora>=4.1"],
     },
     entry_points={"console_scripts": ["mixshow = mixshow.cli.main:main"]},
     classifiers=["License :: OSI Approved :: Apache Software License", "Programming Language :: Python :: 3.11"],
