@@ -77,7 +77,7 @@ def read_scene(
         scene = dataclasses.replace(scene, second=second_pass(options.hires, options.size, multiple))
     if options.detail is not None and not problems:
         try:
-            guided = bool(scene.pose or scene.conditions)
+            guided = options.pose is not None or bool(scene.conditions)  # a photograph's pose is not read yet
             scene = dataclasses.replace(scene, detail=detail_pass(options.detail, options.regions, guided=guided))
         except MixshowError as error:
             problems.append(f"detail.{error}")

@@ -182,7 +182,7 @@ def problems_of(detail: dict[str, Any], **values: Any) -> list[str]:
     return problems
 
 
-def test_options_and_what_is_refused() -> None:
+def test_options_and_what_is_refused(tmp_path: Path) -> None:
     assert problems_of({"regions": ["pip"]}) == []
     assert problems_of({"regions": [4]}) == ["detail.regions: expected a region from 0 to 1, found 4"]
     with pytest.raises(OptionsError, match="expected areas beside 'detail', found from: attention"):
@@ -199,3 +199,6 @@ def test_options_and_what_is_refused() -> None:
     assert problems_of({"condition_weight": 0.5}) == [weaker]
     posed = {"pose": {"people": [{"person": "waving", "at": [0.2, 0.9], "height": 0.8}]}}
     assert problems_of({"condition_weight": 0.5}, **posed) == []
+    photo = tmp_path / "people.png"
+    noise().save(photo)
+    assert problems_of({"condition_weight": 0.5}, pose={"photo": str(photo)}) == []  # nobody was looked for yet
