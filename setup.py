@@ -33,6 +33,7 @@ setup(
         "numpy>=1.26",
         "psutil>=5.9",
         "tqdm>=4.60",
+        "greenlet>=3.0",
     ],
     extras_require={
         "pose": ["controlnet_aux>=0.0.9"],

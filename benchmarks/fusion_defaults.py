@@ -4,8 +4,9 @@
 
 E is 0 where the fused model predicts noise like the concept's own model, 1 where it does no better than the base;
 drift is what the fused model does to ordinary captions. Statistics are recorded once per way of collecting and reused
-for every objective (only progressive ones depend on the solution and are recorded anew). `--passes` adds the default
-way refined by recording again, pass by pass, `--distill 100 300` the same after so many steps of distilling.
+for every objective (progressive and sequential ones depend on the solution and are made anew). `--passes` adds the
+independent way refined by recording again, pass by pass, `--distill 100 300` the default, sequential one after so many
+steps of distilling.
 
 `--groups` tells where E comes from: by stage, E of a concept's own model in which that stage alone is the fused one.
 """
@@ -39,6 +40,10 @@ from mixshow.models import Base, load_base
 
 DEFAULT = "independent, all rows and prompts"
 COLLECTIONS = {
+    "sequential": Collection(sequential=True),
+    "sequential, 48 points": Collection(sequential=True, points=48),
+    "sequential, 24 points": Collection(sequential=True, points=24),
+    "sequential, 192 points": Collection(sequential=True, points=192),
     "progressive, published rows and prompts": PUBLISHED,
     "progressive, all rows and prompts": Collection(progressive=True),
     "independent, published rows and prompts": replace(PUBLISHED, progressive=False),
@@ -46,9 +51,9 @@ COLLECTIONS = {
     DEFAULT: Collection(),
     "independent, all rows, half of the prompts": Collection(text_prompts=TEXT[::2], picture_prompts=PICTURES[::2]),
     "independent, all rows, pictures of all text prompts": Collection(picture_prompts=TEXT),
-    "independent, 8 steps": Collection(steps=8),
-    "independent, 8 steps, rows by sensitivity": Collection(steps=8, sensitive=True),
-    "independent, 20 steps, rows by sensitivity": Collection(sensitive=True),
+    "independent, 20 steps": Collection(steps=20),
+    "independent, rows by sensitivity": Collection(sensitive=True),
+    "independent, 20 steps, rows by sensitivity": Collection(steps=20, sensitive=True),
 }
 SOLVERS = dict.fromkeys(Stage, Exact())
 
@@ -57,7 +62,7 @@ def solved(base: Base, members: Sequence[Member], given: argparse.Namespace) -> 
     """Every way of fusing that solves, with its name."""
     for name in given.collections:
         collection, recorded = COLLECTIONS[name], None
-        if not collection.progressive:
+        if not collection.progressive and not collection.sequential:
             with_anchor = Objective(anchor_weight=1.0, captions=CAPTIONS)
             recorded = {
                 stage: record_stage(base, members, stage, collection, with_anchor, show_progress=True)
@@ -78,11 +83,13 @@ def refined(base: Base, members: Sequence[Member], given: argparse.Namespace) ->
         return
     defaults = FuseOptions(base="", concepts=[], output=Path())
     objective = Objective(defaults.solver.ridge, defaults.anchor.weight, CAPTIONS)
-    start = fuse(base, members, Collection(), objective, SOLVERS, show_progress=True)
-    again = start
+    if given.passes:
+        again = fuse(base, members, Collection(), objective, SOLVERS, show_progress=True)
     for number in range(1, given.passes + 1):
         again = rerecord(base, members, again, Collection(), objective, SOLVERS, passes=1, show_progress=True)
-        yield f"default, recorded again {number} times", again
+        yield f"{DEFAULT}, recorded again {number} times", again
+    if given.distill:
+        start = fuse(base, members, Collection(sequential=True), objective, SOLVERS, show_progress=True)
     for count in given.distill:
         plan = DistillPlan(count, defaults.refine.rate)
         yield f"default, {count} steps of distilling", distill(base, members, start, plan, show_progress=True)

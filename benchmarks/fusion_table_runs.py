@@ -29,20 +29,21 @@ from mixshow.recipes.train import CONCEPT_FILE
 OPTIONS = Path(__file__).resolve().parents[1] / "options" / "train" / "edlora"
 OURS, AVERAGE = "distill", "average"
 _WITHOUT = "refine.method=none"
+_APART = (_WITHOUT, "statistics.collect=independent")
 # Overrides of `mixshow fuse` by the name of the way.
 METHODS: Mapping[str, Sequence[str]] = {
     OURS: (),
     "distill_no_anchor": ("anchor.weight=0",),
     "solve": (_WITHOUT,),
+    "solve_apart": _APART,
     "solve_no_anchor": (_WITHOUT, "anchor.weight=0"),
     "solve_sensitivity": (
         _WITHOUT,
         "statistics.row_weights=sensitivity",
-        "statistics.steps=8",
         "anchor.weight=0.05",
     ),
-    "solve_normalised": (_WITHOUT, "statistics.normalise=inputs"),
-    "solve_normalised_changes": (_WITHOUT, "statistics.normalise=changes"),
+    "solve_normalised": (*_APART, "statistics.normalise=inputs"),
+    "solve_normalised_changes": (*_APART, "statistics.normalise=changes"),
     "solve_shrunk": (_WITHOUT, "statistics.shrinkage=0.5"),
     "solve_huber": (_WITHOUT, "solver.objective=huber"),
     "solve_cosine": (_WITHOUT, "solver.objective=cosine"),

@@ -201,6 +201,26 @@ class FuseOptions(Section):
         return self.lora.rank is not None or self.lora.energy is not None
 
     @property
+    def collects(self) -> Literal["sequential", "independent", "progressive"]:
+        """How inputs are collected, where it is left open too."""
+        if self.statistics.collect is not None:
+            return self.statistics.collect
+        at_hand = any(each.statistics is not None for each in self.concepts_listed)
+        return "independent" if at_hand or self._solved_apart else "sequential"
+
+    @property
+    def _solved_apart(self) -> list[str]:
+        """Options with which layers are not solved in sequence."""
+        given = {
+            "method": (self.method, "solve"),
+            "solver.objective": (self.solver.objective, "squares"),
+            "statistics.row_weights": (self.statistics.row_weights, "equal"),
+            "statistics.shrinkage": (self.statistics.shrinkage, 0),
+            "refine.method": ("" if self.refine.method != "rerecord" else "rerecord", ""),
+        }
+        return [f"{name}={value}" for name, (value, plain) in given.items() if value != plain]
+
+    @property
     def concepts_listed(self) -> list[ConceptOptions]:
         """The concepts, where they are not in a file of their own."""
         return [] if isinstance(self.concepts, Path) else self.concepts
@@ -217,6 +237,10 @@ class FuseOptions(Section):
             given += [] if self.anchor.statistics is None else ["anchor"]
             found += [f"{name}.statistics: is for collect=independent; leave it out" for name in given]
             found += ["statistics.keep: is for collect=independent; leave it out"] if self.statistics.keep else []
+        if self.statistics.collect == "sequential" and self._solved_apart:
+            found.append(
+                f"statistics.collect: sequential does not go with {', '.join(self._solved_apart)}; use independent"
+            )
         if self.refine.method == "rerecord" and self.method not in SOLVING:
             found.append(
                 f"refine.method: rerecord solves again, which method={self.method} does not; use distill or none"

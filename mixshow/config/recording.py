@@ -12,9 +12,12 @@ from mixshow.config.refine import template_problems
 
 @dataclasses.dataclass(frozen=True)
 class StatisticsOptions(Section):
-    collect: Literal["independent", "progressive"] = option(
-        "independent: each concept under its own model; progressive: each stage through the stages fused before it",
-        "independent",
+    collect: Literal["sequential", "independent", "progressive"] | None = option(
+        "sequential: the UNet's layers besides keys and values one after another, each on what it reads in the fused "
+        "model for what is lacking there, the others as independent; independent: each concept under its own model; "
+        "progressive: each stage through the stages fused before it; null: sequential, and independent where "
+        "concepts[].statistics are given or other options need it",
+        None,
     )
     text_prompts: list[str] | None = option(
         "prompts with {concept} for text encoder, keys and values; null: the built-in list", None
@@ -41,7 +44,12 @@ class StatisticsOptions(Section):
         "share of the moments' off-diagonal elements that is taken away, 0 to 1; helps where prompts are few", 0.0
     )
     rows: int = option("inputs kept of each layer and concept where solver.objective is huber or cosine", 512)
-    steps: int = option("denoising steps that are recorded", 20)
+    steps: int = option("denoising steps that are recorded", 8)
+    points: int = option(
+        "points of pictures that layers are solved on in sequence, shared by the concepts, and a quarter as many of "
+        "ordinary captions; what they hold in two models is in memory at once",
+        96,
+    )
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     seed: int = option("of the start noise", 0)
@@ -53,7 +61,7 @@ class StatisticsOptions(Section):
     def problems(self) -> list[str]:
         found = [
             f"{name}: expected at least 1, found {getattr(self, name)}"
-            for name in ("steps", "batch_size", "moment_width", "kept_rows", "rows")
+            for name in ("steps", "points", "batch_size", "moment_width", "kept_rows", "rows")
             if getattr(self, name) < 1
         ]
         if not 0 <= self.shrinkage <= 1:

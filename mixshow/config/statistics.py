@@ -13,7 +13,7 @@ Kind = Literal[
     "own", "all", "text_attention", "text_feed_forward", "keys_values", "attention", "feed_forward", "convolutions",
     "time", "normalisations",
 ]  # fmt: skip
-_OF_FUSION = ("collect", "weights", "normalise", "shrinkage", "rows", "keep")
+_OF_FUSION = ("collect", "points", "weights", "normalise", "shrinkage", "rows", "keep")
 
 
 def _default_layers() -> list[Kind]:

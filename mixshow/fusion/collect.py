@@ -14,7 +14,7 @@ from mixshow.core.seeding import derived_seed, torch_generator
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
 from mixshow.fusion.sensitivity import SensitivityRecorder
-from mixshow.fusion.statistics import LayerInputs, LayerStatistics, StatisticsRecorder
+from mixshow.fusion.statistics import LayerInputs, LayerStatistics, StatisticsRecorder, input_width
 from mixshow.fusion.wide import RowSampling
 from mixshow.models import Base, PromptStates, encode_prompts, make_scheduler, prompt_states
 from mixshow.models.prompts import prompt_ids, text_states
@@ -32,11 +32,15 @@ class Collection:
     Attributes:
         progressive: record each stage through the stages fused before it, with the concept's own network on its own
             stage only (published); otherwise each concept is recorded under its own fully tuned model.
+        sequential: spatial layers are solved one after another for what is lacking there by then (`sequential.py`), but
+            for wide ones, which are recorded like the others.
         text_prompts: for the text encoder, keys and values; with `{concept}`.
         picture_prompts: for the spatial layers.
         every_position: all token positions of padded prompts; otherwise unpadded prompts, and for keys and values
             the concept tokens and the end token only (published).
         steps: denoising steps that spatial layers are recorded over, without guidance.
+        points: of pictures, on which layers are solved in order; the concepts share them. Ordinary captions have a
+            quarter as many more.
         width: pixels; None: the base's native side. `height` likewise.
         seed: of the start noise.
         batch_size: pictures denoised together.
@@ -47,10 +51,12 @@ class Collection:
     """
 
     progressive: bool = False
+    sequential: bool = False
     text_prompts: Sequence[str] = TEXT
     picture_prompts: Sequence[str] = PICTURES
     every_position: bool = True
-    steps: int = 20
+    steps: int = 8
+    points: int = 96
     width: int | None = None
     height: int | None = None
     seed: int = 0
@@ -60,9 +66,18 @@ class Collection:
     rows: int = 0
     sensitive: bool = False
 
+    def share_of_points(self, members: int, *, captions: bool = False) -> int:
+        """Of each concept, or of ordinary captions together."""
+        return max(1, self.points // 4 if captions else self.points // members)
+
+    def solves_in_order(self, layer: Layer) -> bool:
+        """Whether a layer is one of those that are solved one after another."""
+        wide = input_width(layer.module) + layer.extended > self.moment_width
+        return self.sequential and layer.stage is Stage.SPATIAL and not wide
+
 
 PUBLISHED = Collection(
-    progressive=True, text_prompts=PUBLISHED_TEXT, picture_prompts=PUBLISHED_PICTURES, every_position=False
+    progressive=True, text_prompts=PUBLISHED_TEXT, picture_prompts=PUBLISHED_PICTURES, every_position=False, steps=20
 )
 
 

@@ -55,6 +55,17 @@ def recording_passes(
     return {stage: passes for stage, passes in every.items() if stage in stages}
 
 
+def sequential_passes(collection: Collection, members: int, captions: int, layers: int) -> Passes:
+    """Of pictures, and of their points through own and fused model side by side; arguments as above."""
+    text = unet = 0
+    for sets, prompts, readings in ((members, len(collection.picture_prompts), layers), (bool(captions), captions, 1)):
+        points = min(collection.share_of_points(members, captions=readings == 1), prompts * collection.steps)
+        pictures = min(points, prompts)
+        text += sets * 2 * pictures * readings
+        unet += sets * (pictures * collection.steps + 2 * points)
+    return Passes(text, unet)
+
+
 def distilling_passes(plan: DistillPlan, members: int) -> Passes:
     """Of the pictures to learn from with their teachers' predictions, and of the steps."""
     unet = 0

@@ -22,9 +22,10 @@ from mixshow.fusion.build import Normalisation
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
-from mixshow.fusion.layers import Stage, layers_of, put_in_place
+from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member, all_embeddings, changed_layers
 from mixshow.fusion.prompts import filled
+from mixshow.fusion.sequential import solved_in_order
 from mixshow.fusion.sharing import summed
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solved_layers import Solved, SolvedLayers
@@ -137,19 +138,18 @@ def fuse(
         MixshowError: tokens collide, or a concept was trained on another base.
     """
     modules = {layer.path: layer.module for layer in layers_of(base).values()}
-    changes: dict[str, Tensor] = {}
-    outcomes: dict[str, Outcome] = {}
+    found: list[Solved] = []
     seconds: dict[str, float] = {}
-    metrics: dict[str, Tensor] = {}
     for stage in Stage:
         start = time.monotonic()
-        deltas = [member.changes(base, [stage]) for member in members]
+        apart = [layer.path for layer in recorded_layers(base, members, stage, collection)]
+        deltas = [member.changes(base, [stage]).only(apart) for member in members]
         if not any(deltas):
             continue
         stage_statistics = (recorded or {}).get(stage)
         names = {name for each in deltas for name in each}
         known = {} if solutions is None else solutions.read(names, metrics=keep_metrics, device=base.device)
-        with put_in_place(modules, changes if collection.progressive else {}):
+        with put_in_place(modules, _changes(found) if collection.progressive else {}):
             if stage_statistics is None:
                 stage_statistics = record_stage(
                     base, members, stage, collection, objective, processes=processes, show_progress=show_progress
@@ -159,17 +159,31 @@ def fuse(
                 kept = keep_inputs(base, members, stage, collection, objective, show_progress=show_progress)
         seconds[f"statistics: {stage.value}"] = time.monotonic() - start
         start = time.monotonic()
-        for each in solve_stage(
+        found += solve_stage(
             base, members, deltas, stage_statistics, objective, solvers[stage], kept,
             keep_metrics=keep_metrics, processes=processes, known=known, solutions=solutions,
             what=stage.value if show_progress else "",
-        ):  # fmt: skip
-            outcomes[each.outcome.name] = each.outcome
-            changes[each.outcome.name] = each.outcome.change
-            if each.metric is not None:
-                metrics[each.outcome.name] = each.metric
+        )  # fmt: skip
         seconds[f"solving: {stage.value}"] = time.monotonic() - start
-    return Fusion(changes, all_embeddings(members), outcomes, seconds, metrics)
+    in_order = [layer for layer in changed_layers(base, members, Stage.SPATIAL) if collection.solves_in_order(layer)]
+    if in_order:
+        start = time.monotonic()
+        names = {layer.path for layer in in_order}
+        found += solved_in_order(
+            base, members, Fusion(_changes(found), all_embeddings(members)), in_order, collection, objective,
+            solvers[Stage.SPATIAL], keep_metrics=keep_metrics, processes=processes,
+            known=None if solutions is None else solutions.read(names, metrics=keep_metrics, device=base.device),
+            solutions=solutions, show_progress=show_progress,
+        )  # fmt: skip
+        seconds["solving in order"] = time.monotonic() - start
+    outcomes = {each.outcome.name: each.outcome for each in found}
+    metrics = {each.outcome.name: each.metric for each in found if each.metric is not None}
+    return Fusion(_changes(found), all_embeddings(members), outcomes, seconds, metrics)
+
+
+def _changes(solved: Sequence[Solved]) -> dict[str, Tensor]:
+    """By module path."""
+    return {each.outcome.name: each.outcome.change for each in solved}
 
 
 def solve_stage(
@@ -241,7 +255,7 @@ def record_stage(
         )  # fmt: skip
         return summed(own, processes, base.device, collection.kept_rows)
 
-    layers = changed_layers(base, members, stage)
+    layers = recorded_layers(base, members, stage, collection)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
     concepts = []
     anchored = objective.anchor_weight > 0
@@ -259,6 +273,12 @@ def record_stage(
                 anchor = recorded(model, len(members), captions, captions)
             bar.update()
     return Recorded(concepts, anchor)
+
+
+def recorded_layers(base: Base, members: Sequence[Member], stage: Stage, collection: Collection) -> list[Layer]:
+    """The layers of a stage that are solved on recorded inputs."""
+    layers = changed_layers(base, members, stage)
+    return [layer for layer in layers if not collection.solves_in_order(layer)]
 
 
 def keep_inputs(
@@ -279,7 +299,7 @@ def keep_inputs(
     prompts = objective.constraint_prompts if stage is Stage.KEY_VALUE else ()
     if not prompts and not collection.rows:
         return KeptInputs()
-    layers = changed_layers(base, members, stage)
+    layers = recorded_layers(base, members, stage, collection)
     own_stages = (stage,) if collection.progressive else tuple(Stage)
     constraints, samples = [], []
     for member in tracked(members, f"keeping inputs of {stage.value}", enabled=show_progress):

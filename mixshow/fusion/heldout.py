@@ -11,19 +11,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
 from mixshow.core.seeding import derived_seed
-from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import HELD_OUT, HELD_OUT_CAPTIONS, filled
-from mixshow.models import Base, make_scheduler, prompt_states
-from mixshow.models.schedule import as_noise
-from mixshow.sampling.denoise import denoise
-from mixshow.sampling.generate import latent_size, start_noise
+from mixshow.fusion.walks import Walk, predict, walk
+from mixshow.models import Base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +62,6 @@ class HeldOutScores:
         return dataclasses.asdict(self)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Walk:
-    """The points of denoising some prompts, with a model's predictions there."""
-
-    prompts: Sequence[str]
-    points: Sequence[tuple[Tensor, Tensor]]  # latents [prompts, channels, height, width] and timestep, per step
-    predictions: Tensor  # of noise, [steps, prompts, channels, height, width]
-
-
 class HeldOut:
     """Predictions of the concepts' own models and of the base, kept to score any number of fused models."""
 
@@ -83,7 +69,7 @@ class HeldOut:
         self, base: Base, members: Sequence[Member], plan: HeldOutPlan | None = None, *, show_progress: bool = False
     ) -> None:
         plan = plan or HeldOutPlan()
-        self._own: dict[str, _Walk] = {}
+        self._own: dict[str, Walk] = {}
         self._base: dict[str, Tensor] = {}
         with progress_bar(len(members) + 1, "held-out predictions", enabled=show_progress) as bar:
             for member in members:
@@ -91,7 +77,7 @@ class HeldOut:
                 with member.in_place(base) as tuned:
                     self._own[name] = _walk(tuned, filled(list(plan.prompts), name), plan)
                 with member.in_place(base, stages=()) as untuned:
-                    self._base[name] = _predict(untuned, self._own[name])
+                    self._base[name] = predict(untuned, self._own[name])
                 bar.update()
             self._ordinary = _walk(base, list(plan.captions), plan)
             bar.update()
@@ -99,19 +85,19 @@ class HeldOut:
     def error(self, concept: str, model: Base) -> float:
         """E of one concept alone, of a model that is in place."""
         own = self._own[concept].predictions
-        return _ratio((_predict(model, self._own[concept]) - own).norm(), (self._base[concept] - own).norm())
+        return _ratio((predict(model, self._own[concept]) - own).norm(), (self._base[concept] - own).norm())
 
     def score(self, fused: Base) -> HeldOutScores:
         """Score a fused model that is in place."""
         errors, absolute, base_absolute = {}, {}, {}
         for name, own in self._own.items():
-            distance = (_predict(fused, own) - own.predictions).norm()
+            distance = (predict(fused, own) - own.predictions).norm()
             base_distance = (self._base[name] - own.predictions).norm()
             errors[name] = _ratio(distance, base_distance)
             absolute[name] = _ratio(distance, own.predictions.norm())
             base_absolute[name] = _ratio(base_distance, own.predictions.norm())
         ordinary = self._ordinary.predictions
-        drift = _ratio((_predict(fused, self._ordinary) - ordinary).norm(), ordinary.norm())
+        drift = _ratio((predict(fused, self._ordinary) - ordinary).norm(), ordinary.norm())
         return HeldOutScores(errors, absolute, base_absolute, drift)
 
 
@@ -119,32 +105,6 @@ def _ratio(value: Tensor, reference: Tensor) -> float:
     return float(value / reference) if reference > 0 else float(value > 0)
 
 
-def _walk(base: Base, prompts: Sequence[str], plan: HeldOutPlan) -> _Walk:
-    points: list[tuple[Tensor, Tensor]] = []
-    predictions: list[Tensor] = []
-
-    def observe(_: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        points.append((arguments[0], arguments[1]))
-        predictions.append(as_noise(base, output.sample, arguments[0], arguments[1]))
-
-    height, width = latent_size(base, plan.width, plan.height)
+def _walk(base: Base, prompts: Sequence[str], plan: HeldOutPlan) -> Walk:
     seeds = [derived_seed(plan.seed, "held out", number) for number in range(len(prompts))]
-    scheduler = make_scheduler(base)
-    scheduler.set_timesteps(plan.steps, device=base.device)
-    with Attachment() as attachment, torch.no_grad():
-        attachment.add_hook(base.unet.register_forward_hook(observe))
-        denoise(base, scheduler, start_noise(base, seeds, height, width), prompt_states(base, prompts))
-    return _Walk(prompts, points, torch.stack(predictions))
-
-
-@torch.no_grad()
-def _predict(base: Base, walk: _Walk) -> Tensor:
-    """A model's predicted noise at the points of a walk, `[steps, prompts, channels, height, width]`."""
-    text = prompt_states(base, walk.prompts)
-    with layerwise_states(base.unet):
-        return torch.stack(
-            [
-                as_noise(base, base.unet(latents, time, **text.for_unet(latents)).sample, latents, time)
-                for latents, time in walk.points
-            ]
-        )
+    return walk(base, prompts, seeds, plan.steps, plan.width, plan.height)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.lycoris.naming import canonical_path, file_name
+from mixshow.lycoris.operation import module_operation
 from mixshow.models import Base
 
 
@@ -85,6 +86,21 @@ def put_in_place(modules: Mapping[str, nn.Module], changes: Mapping[str, Tensor]
         attachment.detach()
         raise
     return attachment
+
+
+def changed_output(module: nn.Module, x: Tensor, change: Tensor) -> Tensor:
+    """What a change adds to a module's output.
+
+    Args:
+        x: the module's input.
+        change: in one of the shapes that `put_in_place` takes.
+    """
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    rows = change.to(x).reshape(len(weight), -1)
+    columns = weight[0].numel()
+    bias = rows[:, -1] if rows.shape[1] > columns else None
+    return module_operation(module, x, rows[:, :columns].reshape(weight.shape), bias)
 
 
 def _add(parameter: nn.Parameter, change: Tensor, attachment: Attachment) -> None:

@@ -13,6 +13,9 @@ from mixshow.fusion.statistics import input_width, is_elementwise
 from mixshow.lycoris.carrier import own_weight
 
 _FUSIONS = 4  # of passes that solve again: the first, the best, the latest and the one that is made
+RECORDING = "recording a concept"
+IN_ORDER = "solving layers in order"
+_MATRICES = 5  # of a layer that is solved, beside its sets
 _ROWS_WORK = 5  # tensors of a layer's outputs on kept rows, while another objective than squares is minimised
 
 
@@ -23,9 +26,12 @@ def fusion_memory(
     sets: int,
     *,
     recording: bool = True,
+    kept: bool = False,
     again: bool = False,
     shrunk: bool = False,
     metrics: bool = False,
+    waiting: int = 0,
+    backward: int = 0,
 ) -> dict[str, int]:
     """Bytes by what they are needed for.
 
@@ -34,21 +40,29 @@ def fusion_memory(
         collection: with `rows` where the objective keeps some.
         sets: of statistics: one per member, and one more for an anchor.
         recording: whether a set is recorded into a file beforehand.
+        kept: of layers that are solved in order too.
         again: everything is recorded again afterwards, through the fused model.
         shrunk: moments are shrunk, those of wide inputs therefore formed.
         metrics: every layer's S is kept until changes are truncated in it, beside the solutions themselves.
+        backward: bytes that a pass forwards keeps for one backwards, while rows are weighed.
+        waiting: bytes of points that wait at layers which are solved in order.
     """
+    in_order = [layer for layer in layers if collection.solves_in_order(layer)]
     inputs = distinct_inputs(layers, collection)
     results = solved_bytes(inputs) + (metric_bytes(inputs, collection) if metrics else 0)
-    stages = [own for stage in Stage if (own := [layer for layer in layers if layer.stage is stage])]
+    apart = [layer for layer in layers if layer not in in_order]
+    stages = [own for stage in Stage if (own := [layer for layer in apart if layer.stage is stage])]
     solving = [
         solving_memory(own, collection, sets, shrunk=shrunk) + kept_bytes(own, collection, members) for own in stages
     ]
     found = {}
     if recording and not collection.progressive:
-        found["recording a concept"] = recording_bytes(layers, collection)
+        found[RECORDING] = recording_bytes(layers if kept else apart, collection) + backward
     if not collection.progressive:
         found["solving"] = max(solving, default=0) + results
+    if in_order:
+        largest = max(paired_bytes(each) for each in distinct_inputs(in_order, collection))
+        found[IN_ORDER] = waiting + (sets + _MATRICES) * largest + results
     if collection.progressive or again:
         # All concepts' statistics of a stage are at hand, while the last is recorded and while all are solved.
         by_stage = [
@@ -58,6 +72,11 @@ def fusion_memory(
         what = "recording and solving again" if again else "recording and solving by stages"
         found[what] = max(by_stage, default=0) + results * (_FUSIONS if again else 1)
     return found
+
+
+def paired_bytes(inputs: DistinctInputs) -> int:
+    """Of a set's moment and its products with what outputs lack."""
+    return 8 * inputs.count * inputs.width * (inputs.width + max(inputs.outputs))
 
 
 def metric_bytes(inputs: Sequence[DistinctInputs], collection: Collection) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 PUBLISHED_TEXT = ("photo of a {concept}", "{concept}")
 PUBLISHED_PICTURES = ("photo of a {concept}",)
 
-PICTURES = (
+TEXT = (
     "photo of a {concept}",
     "{concept}",
     "a picture of {concept} on the beach",
@@ -15,10 +15,6 @@ PICTURES = (
     "a photo of {concept} in a street at night",
     "a cool photo of {concept} in a room",
     "a rendition of {concept} sitting in the snow",
-)
-
-TEXT = (
-    *PICTURES,
     "a photo of a {concept}",
     "a good photo of {concept}",
     "a painting of {concept}",
@@ -42,6 +38,8 @@ TEXT = (
     "photo of {concept} at the lake",
     "photo of {concept} in the kitchen, high quality",
 )
+
+PICTURES = TEXT[::2]
 
 # The empty prompt is what guidance leads away from, so it is one of the ordinary ones.
 CAPTIONS = (

@@ -15,6 +15,7 @@ from mixshow.fusion.solvers import Outcome
 from mixshow.models import Base
 
 REPORT_FILE = "fusion_report.json"
+_HIGH_ERROR = 0.75
 
 
 def report(
@@ -56,7 +57,7 @@ def report(
         "held_out": held_out["fused"].to_json() if held_out else None,
         "held_out_solved": held_out["solved"].to_json() if held_out else None,
         "refining": dict(fusion.refining) or None,
-        "advice": _advice(list(fusion.outcomes.values())),
+        "advice": _advice(list(fusion.outcomes.values()), held_out["fused"] if held_out else None),
         "seconds": {what: round(value, 3) for what, value in seconds.items()},
         "options": dict(options),
         "layers": {
@@ -73,10 +74,18 @@ def report(
     }
 
 
-def _advice(outcomes: Sequence[Outcome]) -> list[str]:
-    """Each piece of advice once, with the number of layers it is for."""
+def _advice(outcomes: Sequence[Outcome], held_out: HeldOutScores | None) -> list[str]:
+    """Each piece of advice once, with the number of layers it is for; then what is for single concepts."""
     counts = Counter(outcome.advice for outcome in outcomes if outcome.advice)
-    return [f"{count} of {len(outcomes)} layers: {text}" for text, count in counts.most_common()]
+    high = {} if held_out is None else {name: e for name, e in held_out.errors.items() if e > _HIGH_ERROR}
+    return [
+        *(f"{count} of {len(outcomes)} layers: {text}" for text, count in counts.most_common()),
+        *(
+            f"{name}: held-out error {error:.2f}, nearer to the base than to its own model: give it more weight, "
+            "refine it with refine.method=distill and more refine.steps, or train it with smaller network rates"
+            for name, error in high.items()
+        ),
+    ]
 
 
 def _summary(outcomes: Sequence[Outcome], members: Sequence[Member]) -> dict[str, Any]:

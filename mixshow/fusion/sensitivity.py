@@ -135,6 +135,29 @@ class SensitivityRecorder:
         return {**self._moments, **rows}
 
 
+def backward_bytes(unet: nn.Module, latents: Tensor, *arguments: object, **more: object) -> int:
+    """Memory that a pass keeps for its gradients, weights not counted: of every storage once, by running it.
+
+    Args:
+        latents: of the picture; `arguments` and `more` are the UNet's further ones.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in unet.parameters()}
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no storage takes another's place
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    start = latents.detach().clone().requires_grad_(True)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(start, *arguments, **more)
+    return sum(sizes.values())
+
+
 def _weigh(read: _Read, module: nn.Module, gradient: Tensor) -> None:
     """Squared norms of a gradient's rows, in the order of `input_rows`."""
     squares = gradient.detach().float().square()

@@ -163,6 +163,24 @@ def geometry_of(name: str, module: nn.Module, extended: bool) -> tuple[object, .
     return ("norm", name) if is_elementwise(module) else ("linear", extended)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+    """What a layer read, by which layers that read the very same are told; the tensor itself is not kept."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    geometry: tuple[object, ...]
+
+    @classmethod
+    def of(cls, x: Tensor, geometry: tuple[object, ...]) -> Self:
+        """Of an input, with `geometry_of` its layer."""
+        return cls(weakref.ref(x), _version(x), geometry)
+
+    def same_as(self, x: Tensor, geometry: tuple[object, ...]) -> bool:
+        """Whether another layer's input is this one, and unchanged since."""
+        return self.tensor() is x and self.version == _version(x) and self.geometry == geometry
+
+
 class _Accumulator:
     """One running moment, shared by all layers that read the very same inputs.
 
@@ -172,10 +190,10 @@ class _Accumulator:
 
     def __init__(self, moment: Tensor | None = None, rows: int = 0) -> None:
         self.moment, self.rows = moment, rows
-        self.latest: tuple[object, ...] | None = None
+        self.latest: Reading | None = None
         self._waiting: tuple[Tensor, int] | None = None
 
-    def put(self, product: Tensor, rows: int, latest: tuple[object, ...]) -> None:
+    def put(self, product: Tensor, rows: int, latest: Reading) -> None:
         self.settle()
         self._waiting, self.latest = (product, rows), latest
 
@@ -247,7 +265,7 @@ class StatisticsRecorder:
             return
         own = self._accumulators.get(name)
         previous, geometry = self._previous, geometry_of(name, module, name in self._extended)
-        if previous is not None and _same_input(previous.latest, x, geometry):
+        if previous is not None and previous.latest is not None and previous.latest.same_as(x, geometry):
             if own is None:  # first call: read what the layer before us read
                 self._accumulators[name] = own = previous
             if own is previous:
@@ -261,7 +279,7 @@ class StatisticsRecorder:
             own = own.without_latest()  # read the same until now, and something else from here on
         self._accumulators[name] = own
         product, rows = self._product(module, x, name in self._extended)
-        own.put(product, rows, (weakref.ref(x), _version(x), geometry))
+        own.put(product, rows, Reading.of(x, geometry))
         self._previous = own
 
     @torch.no_grad()
@@ -293,13 +311,6 @@ class StatisticsRecorder:
 
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
-
-
-def _same_input(latest: tuple[object, ...] | None, x: Tensor, geometry: tuple[object, ...]) -> bool:
-    if latest is None:
-        return False
-    reference, version, before = latest
-    return reference() is x and version == _version(x) and before == geometry  # type: ignore[operator]
 
 
 def _leader(accumulators: Mapping[str, _Accumulator], shared: _Accumulator) -> str:

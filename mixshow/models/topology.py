@@ -88,3 +88,22 @@ def self_attention_layers(unet: nn.Module) -> tuple[str, ...]:
         for name, module in unet.named_modules()
         if getattr(module, "is_cross_attention", None) is False and getattr(module, "group_norm", None) is None
     )
+
+
+def residual_streams(unet: nn.Module) -> dict[str, str]:
+    """By path of the layers whose outputs are added to a stream as they are, the module that reads this stream.
+
+    The module is one that runs before the layer and whose first input is what the output will be added to.
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    found: dict[str, str] = {}
+    for path, module in unet.named_modules():
+        if isinstance(module, Transformer2DModel):
+            found[f"{path}.proj_out"] = path
+        elif isinstance(module, BasicTransformerBlock) and module.norm_type == "layer_norm":
+            found |= {f"{path}.attn1.to_out.0": f"{path}.norm1", f"{path}.attn2.to_out.0": f"{path}.norm2"}
+            found[f"{path}.ff.net.2"] = f"{path}.norm3"
+    known = {path for path, _ in unet.named_modules()}
+    return {layer: stream for layer, stream in found.items() if {layer, stream} <= known}

@@ -21,7 +21,7 @@ from mixshow.recipes.fuse_statistics import KEPT, concept_name
 _AT_FIRST: Mapping[str, Mapping[str, Any]] = {
     "refine": {"method": "none"},
     "report": {"heldout": False},
-    "statistics": {"keep": True},
+    "statistics": {"keep": True, "collect": "independent"},
 }
 
 

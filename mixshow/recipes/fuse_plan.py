@@ -96,7 +96,7 @@ def make_plan(
     memory: dict[str, int] = {}
     if options.method in SOLVING:
         parts += _solving_parts(base, members, options, speed, layers, at_hand)
-        memory = _memory(members, options, [layer for own in layers.values() for layer in own], at_hand)
+        memory = _memory(base, members, options, [layer for own in layers.values() for layer in own], at_hand)
     else:
         parts.append(Part(f"merging by {options.method}", sum(map(len, layers.values())), Passes(), 0.0))
     if options.refine.method != "none":
@@ -152,28 +152,41 @@ def _solving_parts(
     sets, ranks = len(members) + bool(captions), sum(_rank(member) for member in members)
     waiting = len(members) - len(set(at_hand) - {"anchor"}), 0 if "anchor" in at_hand else captions
     sampled = len(members) if collection.rows else 0  # in a pass of their own, whatever is at hand
+    in_order = [layer for own in layers.values() for layer in own if collection.solves_in_order(layer)]
+    apart = {
+        stage: rest for stage, own in layers.items() if (rest := [layer for layer in own if layer not in in_order])
+    }
+    recorded = layers if options.statistics.keep else apart
     parts = [
-        Part(f"{what} {stage.value}", len(layers[stage]), passes, speed.of(passes))
+        Part(f"{what} {stage.value}", len(recorded[stage]), passes, speed.of(passes))
         for what, counts in (("recording", waiting), ("keeping rows of", (sampled, 0)))
-        for stage, passes in cost.recording_passes(collection, layers.keys(), *counts, base.topology.layers).items()
+        for stage, passes in cost.recording_passes(collection, recorded.keys(), *counts, base.topology.layers).items()
         if passes != Passes()
     ]
-    for stage, own in layers.items():
+    if in_order:
+        passes = cost.sequential_passes(collection, len(members), captions, base.topology.layers)
+        operations = cost.solving_operations(distinct_inputs(in_order, collection), collection, ranks, sets)
+        seconds = speed.of(passes) + speed.operation * operations
+        parts.append(Part("solving layers in order", len(in_order), passes, seconds))
+    for stage, own in apart.items():
         operations = cost.solving_operations(distinct_inputs(own, collection), collection, ranks, sets)
         parts.append(Part(f"solving {stage.value}", len(own), Passes(), speed.operation * operations))
     return parts
 
 
 def _memory(
-    members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], at_hand: Collection[str]
+    base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], at_hand: Collection[str]
 ) -> dict[str, int]:
     """Memory, and what waits on the disk until the run ends."""
     collection = collection_for(options)
     inputs = distinct_inputs(layers, collection)
+    stored = layers if options.statistics.keep else [own for own in layers if not collection.solves_in_order(own)]
     sets = len(members) + (problem_of(options)[0].anchor_weight > 0)
-    found = memory_needed(members, options, layers, recording=len(at_hand) < sets)
+    found = memory_needed(base, members, options, layers, recording=len(at_hand) < sets)
     if not collection.progressive:
-        waiting = cost.stored_bytes(inputs, collection, sets - len(at_hand)) + cost.solved_bytes(inputs)
+        waiting = cost.stored_bytes(
+            distinct_inputs(stored, collection), collection, sets - len(at_hand)
+        ) + cost.solved_bytes(inputs)
         found["statistics and solved layers on the disk"] = waiting
     return found
 
@@ -228,7 +241,7 @@ def described(made: FusionPlan, members: Sequence[Member], options: FuseOptions)
     ]
     if options.method in SOLVING:
         lines.append(
-            f"recorded ({options.statistics.collect}) on {len(collection.text_prompts)} prompts for text, "
+            f"recorded ({options.collects}) on {len(collection.text_prompts)} prompts for text, "
             f"{len(collection.picture_prompts)} pictures of {collection.steps} steps for each concept"
             + (f", and {len(objective.captions)} captions" if objective.anchor_weight > 0 else "")
         )

@@ -22,8 +22,9 @@ from mixshow.fusion.coverage import fused_layers, inputs_for
 from mixshow.fusion.fuse import Recorded
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
-from mixshow.fusion.memory import fusion_memory
+from mixshow.fusion.memory import IN_ORDER, RECORDING, fusion_memory
 from mixshow.fusion.origin import Origin, Origins
+from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.prompts import CAPTIONS
 from mixshow.fusion.recording import record_all
 from mixshow.fusion.sharing import summed
@@ -35,7 +36,7 @@ from mixshow.models.base import extra_file
 from mixshow.models.vocabulary import ConceptVocabulary
 from mixshow.recipes.fuse_work import work_folder
 from mixshow.recipes.memory import check_memory
-from mixshow.recipes.statistics import collection_of
+from mixshow.recipes.statistics import collection_of, kept_for_gradients
 
 KEPT = "statistics"
 
@@ -114,13 +115,13 @@ def gather_statistics(
     if options.method not in SOLVING:
         return None
     collection, captions = collection_for(options), options.anchor.captions or CAPTIONS
-    layers = fused_layers(base, members)
+    layers = _recorded_layers(base, members, options, collection)
     if collection.progressive:
         _check_memory(base, members, options, layers, recording=False)
         return None
     wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, source, known)
     waiting = [key for key, each in wanted.items() if each.file is None]
-    _check_memory(base, members, options, layers, recording=bool(waiting))
+    _check_memory(base, members, options, fused_layers(base, members), recording=bool(waiting))
     start = time.monotonic()
     opened: dict[str, StatisticsFile] = {}
     processes = processes or Processes.alone()
@@ -153,17 +154,27 @@ def statistics_at_hand(base: Base, members: Sequence[Member], options: FuseOptio
     Raises:
         OptionsError: what is wrong with them, all together.
     """
-    if options.method not in SOLVING or options.statistics.collect == "progressive":
+    if options.method not in SOLVING or options.collects == "progressive":
         return set()
-    origins = Origins(base, collection_for(options), options.anchor.captions or CAPTIONS)
-    wanted = _wanted(base, members, options, origins, fused_layers(base, members), source, frozenset())
+    collection = collection_for(options)
+    origins = Origins(base, collection, options.anchor.captions or CAPTIONS)
+    layers = _recorded_layers(base, members, options, collection)
+    wanted = _wanted(base, members, options, origins, layers, source, frozenset())
     return {key for key, each in wanted.items() if each.file is not None}
 
 
 def collection_for(options: FuseOptions) -> Collection:
     """With rows where the objective wants them."""
     rows = 0 if options.solver.objective == "squares" else options.statistics.rows
-    return dataclasses.replace(collection_of(options.statistics), rows=rows)
+    return dataclasses.replace(collection_of(options.statistics, options.collects), rows=rows)
+
+
+def _recorded_layers(
+    base: Base, members: Sequence[Member], options: FuseOptions, collection: Collection
+) -> list[Layer]:
+    """The layers that statistics are of; with `keep` those solved in sequence too, so that they can be apart later."""
+    layers = fused_layers(base, members)
+    return [layer for layer in layers if options.statistics.keep or not collection.solves_in_order(layer)]
 
 
 def _wanted(
@@ -259,7 +270,7 @@ def concept_name(tokens: Iterable[str], text: str) -> str:
 
 
 def memory_needed(
-    members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
+    base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
 ) -> dict[str, int]:
     """Bytes beside the model by what they are needed for.
 
@@ -268,19 +279,26 @@ def memory_needed(
         recording: whether any statistics are recorded beforehand.
     """
     anchored = options.anchor.weight > 0 and options.method != "subspace"
+    collection, count = collection_for(options), len(members)
+    points = count * collection.share_of_points(count) + anchored * collection.share_of_points(count, captions=True)
     return fusion_memory(
-        layers, collection_for(options), len(members), len(members) + anchored, recording=recording,
+        layers, collection, len(members), len(members) + anchored, recording=recording, kept=options.statistics.keep,
         again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
-        metrics=options.keeps_metrics,
+        metrics=options.keeps_metrics, waiting=waiting_bytes(base, collection, points),
+        backward=kept_for_gradients(base, collection) if collection.sensitive and recording else 0,
     )  # fmt: skip
 
 
 def _check_memory(
     base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
 ) -> None:
-    needed = memory_needed(members, options, layers, recording=recording)
+    needed = memory_needed(base, members, options, layers, recording=recording)
     what = max(needed, key=needed.__getitem__)
     advice = "fuse on a machine with more"
+    if what == IN_ORDER:
+        advice = f"lower statistics.points, or {advice}"
+    if what == RECORDING and options.statistics.row_weights == "sensitivity":
+        advice = f"lower statistics.batch_size, or {advice}"
     if options.solver.objective != "squares":
         advice = f"lower statistics.rows, or {advice}"
     check_memory(what, needed[what], base.device, advice)

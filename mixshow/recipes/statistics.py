@@ -13,6 +13,7 @@ from mixshow.config.recording import StatisticsOptions
 from mixshow.config.statistics import StatisticsFileOptions
 from mixshow.core.errors import OptionsError
 from mixshow.core.progress import log
+from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.coverage import OWN, covered_layers
 from mixshow.fusion.members import Member
@@ -20,11 +21,13 @@ from mixshow.fusion.memory import recording_bytes
 from mixshow.fusion.origin import Origins
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.recording import record_all
+from mixshow.fusion.sensitivity import backward_bytes
 from mixshow.fusion.statistics_file import SUFFIX, open_statistics, write_statistics
-from mixshow.models import Base, load_base
+from mixshow.models import Base, load_base, prompt_states
 from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import read_member
 from mixshow.recipes.memory import check_memory
+from mixshow.sampling.generate import latent_size, start_noise
 
 
 def record_statistics(
@@ -58,7 +61,10 @@ def record_statistics(
     layers = covered_layers(base, member, kinds, biases=options.biases)
     if not layers:
         raise OptionsError(source, [f"layers: {', '.join(options.layers)} are none of this base and concept"])
-    check_memory("recording", recording_bytes(layers, collection), base.device, "leave kinds out of layers=")
+    needed, advice = recording_bytes(layers, collection), "leave kinds out of layers="
+    if collection.sensitive:
+        needed, advice = needed + kept_for_gradients(base, collection), f"lower statistics.batch_size, or {advice}"
+    check_memory("recording", needed, base.device, advice)
     start = time.monotonic()
     origin = Origins(base, collection, ordinary).of(member)
     log.info("recording %d layers under %s", len(layers), "the base" if member is None else member.concept.text)
@@ -71,6 +77,14 @@ def record_statistics(
     return output
 
 
+def kept_for_gradients(base: Base, collection: Collection) -> int:
+    """Bytes that passes of a batch of pictures keep for their gradients, where rows are weighed; runs one picture's."""
+    height, width = latent_size(base, collection.width, collection.height)
+    latents, states = start_noise(base, [0], height, width), prompt_states(base, [""])
+    with layerwise_states(base.unet):
+        return collection.batch_size * backward_bytes(base.unet, latents, 1, **states.for_unet(latents))
+
+
 def _member(options: StatisticsFileOptions, file: Path, base: Base) -> Member | None:
     told = ("embedding", "trigger", "missing_alpha", "alpha", "text_encoder", "unet", "tokens")
     return read_member(ConceptOptions(file, **{name: getattr(options, name) for name in told}), base)
@@ -80,14 +94,20 @@ def _beside(concept: Path | None) -> Path:
     return Path(f"captions{SUFFIX}") if concept is None else concept.with_name(concept.stem + SUFFIX)
 
 
-def collection_of(given: StatisticsOptions) -> Collection:
-    """The collection that options ask for."""
+def collection_of(given: StatisticsOptions, collects: str = "independent") -> Collection:
+    """The collection that options ask for.
+
+    Args:
+        collects: sequential, independent or progressive.
+    """
     return Collection(
-        progressive=given.collect == "progressive",
+        progressive=collects == "progressive",
+        sequential=collects == "sequential",
         text_prompts=tuple(given.text_prompts or TEXT),
         picture_prompts=tuple(given.picture_prompts or PICTURES),
         every_position=given.text_rows == "all",
         steps=given.steps,
+        points=given.points,
         width=given.width,
         height=given.height,
         seed=given.seed,

@@ -12,7 +12,16 @@ from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.fuse import Objective, Recorded, fuse, keep_inputs, record_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, changed_layers
-from mixshow.fusion.memory import fusion_memory, held_bytes, kept_bytes, metric_bytes, solving_memory
+from mixshow.fusion.memory import (
+    IN_ORDER,
+    RECORDING,
+    fusion_memory,
+    held_bytes,
+    kept_bytes,
+    metric_bytes,
+    solving_memory,
+)
+from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.wide import KeptRows
 from mixshow.models import Base
@@ -64,6 +73,18 @@ def test_every_part_of_a_fusion_is_counted(tiny: Base, members: list[Member]) ->
     few = dataclasses.replace(squares, moment_width=1, kept_rows=1)
     formed = fusion_memory(layers, few, 2, 3, shrunk=True)["solving"]
     assert formed > fusion_memory(layers, few, 2, 3)["solving"]
+
+
+def test_points_that_wait_and_passes_with_gradients_are_counted(tiny: Base, members: list[Member]) -> None:
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    collection = dataclasses.replace(COLLECTION, rows=0, sequential=True, moment_width=10_000)
+    few, many = (fusion_memory(layers, collection, 2, 3, waiting=waiting) for waiting in (0, 10**9))
+    assert many[IN_ORDER] == few[IN_ORDER] + 10**9 and few[IN_ORDER] > solved_bytes(distinct_inputs(layers, collection))
+    kept = fusion_memory(layers, collection, 2, 3, kept=True, backward=10**9)[RECORDING]
+    apart = dataclasses.replace(collection, sequential=False)
+    assert kept == fusion_memory(layers, apart, 2, 3)[RECORDING] + 10**9 > many[RECORDING] + 10**9
+    one, two = (waiting_bytes(tiny, collection, points) for points in (1, 2))
+    assert two == 2 * one > 2 * 2 * tiny.unet.config.block_out_channels[0] * tiny.topology.sample_size**2
 
 
 def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: list[Member]) -> None:

@@ -38,7 +38,8 @@ def options(tiny: Base, tiny_folder: Path, tmp_path: Path) -> Path:
     path.write_text(
         f"base: {tiny_folder}\noutput: {tmp_path / 'fused'}\n"
         f"concepts: [{{file: {tmp_path}/duck.safetensors}}, {{file: {tmp_path}/fox.safetensors, weight: 2}}]\n"
-        "statistics: {steps: 2, text_prompts: ['a {concept}', '{concept}', '{concept} in the rain'], "
+        "statistics: {collect: independent, steps: 2, "
+        "text_prompts: ['a {concept}', '{concept}', '{concept} in the rain'], "
         "picture_prompts: ['{concept}', 'a {concept}', '{concept} on the beach']}\n"
         "anchor: {captions: ['a dog']}\nrefine: {method: none}\nreport: {heldout: false}\n"
     )
@@ -58,6 +59,7 @@ def test_parts_of_all_processes_are_the_whole() -> None:
     ("collect", "launcher"),
     [
         ("independent", ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]),
+        ("sequential", ["torch.distributed.run", "--nproc_per_node", "2"]),
         ("progressive", ["torch.distributed.run", "--nproc_per_node", "2"]),
     ],
 )

@@ -19,7 +19,7 @@ from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.origin import Origin, Origins
-from mixshow.fusion.sensitivity import SensitivityRecorder
+from mixshow.fusion.sensitivity import SensitivityRecorder, backward_bytes
 from mixshow.fusion.statistics import input_rows
 from mixshow.fusion.wide import KeptRows, RowSampling
 from mixshow.models import Base
@@ -206,3 +206,10 @@ def test_files_without_weights_of_rows_are_of_equal_ones(tiny: Base) -> None:
     older = {key: value for key, value in origin.to_json().items() if key != "row_weights"}
     assert Origin.from_json(older) == origin
     assert Origins(tiny, Collection(sensitive=True), ["a dog"]).of(None).key() != origin.key()
+
+
+def test_what_a_backward_pass_keeps_is_counted_once_and_without_weights() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).requires_grad_(False)
+    assert backward_bytes(net, torch.randn(3, 4)) == 3 * 8 * 4  # what the hyperbolic tangent gave
+    learning = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    assert backward_bytes(learning, torch.randn(3, 4)) == 3 * (4 + 8) * 4

@@ -23,7 +23,7 @@ from tests.tiny import tiny_concept
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDING = "{steps: 1, text_prompts: ['a {concept}'], picture_prompts: ['{concept}']}"
-FUSE = ["fuse", "fuse.yml"]
+FUSE = ["fuse", "fuse.yml", "statistics.collect=independent"]  # as files of statistics are
 
 
 @pytest.fixture

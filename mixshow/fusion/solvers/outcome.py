@@ -55,6 +55,7 @@ class Outcome:
         after: the same for the solution.
         objective_before: what was minimised, at D = 0; `objective_after` for the solution.
         constraints: of a problem that has them.
+        in_order: residuals are of what all layers up to this one left lacking, not of this layer's change.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Outcome:
     objective_before: float
     objective_after: float
     constraints: ConstraintFit | None = None
+    in_order: bool = False
 
     @property
     def advice(self) -> str:
@@ -78,7 +80,7 @@ class Outcome:
         if self.status is Status.ITERATION_LIMIT and self.condition > _BAD_CONDITION:
             return "ill-conditioned: record more prompts, raise solver.ridge, or use solver.name=exact"
         worst = max((after / before for before, after in zip(self.before, self.after) if before > 0), default=0.0)
-        if worst > _BAD_SHARE:
+        if worst > _BAD_SHARE and not self.in_order:
             return (
                 "a concept keeps less than half of its change here: give it more weight, lower solver.ridge or "
                 "anchor.weight, or train the concepts with smaller network rates"
