@@ -12,6 +12,7 @@ from types import ModuleType
 
 from mixshow.core.errors import MixshowError
 from mixshow.core.progress import set_up_logging
+from mixshow.core.subnormals import subnormals_flushed
 from mixshow.core.version import __version__
 
 # Command -> one line of help. The module `mixshow.cli.<command>` has `add_arguments(parser)` and `run(arguments)`;
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed = _parsed(_parser({command: module}), arguments)
             set_up_logging(debug)
             _quieten_libraries()
-            module.run(parsed)
+            with subnormals_flushed():
+                module.run(parsed)
         else:
             _parser({}).parse_args(arguments)  # --help, --version, or an unknown command's message
         return 0

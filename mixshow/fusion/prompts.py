@@ -37,6 +37,7 @@ TEXT = (
     "photo of {concept} on the stage",
     "photo of {concept} at the lake",
     "photo of {concept} in the kitchen, high quality",
+    "{concept} in the sea",
 )
 
 PICTURES = TEXT[::2]
@@ -55,6 +56,8 @@ CAPTIONS = (
     "a house next to the lake",
     "a dog in the meadow",
     "a photo of a room",
+    "a girl in the sea",
+    "a bear in the desert",
 )
 
 HELD_OUT = (
