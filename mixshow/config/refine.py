@@ -8,7 +8,7 @@ from typing import Literal
 
 from mixshow.config.load import Section, option
 
-_STEPS_PER_CONCEPT, _FEWEST_STEPS = 100, 300
+_STEPS_PER_CONCEPT, _FEWEST_STEPS = 75, 225
 
 
 @dataclasses.dataclass(frozen=True)

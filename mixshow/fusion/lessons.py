@@ -51,10 +51,10 @@ class DistillPlan:
         width: pixels; None: the base's native side. `height` likewise.
     """
 
-    steps: int = 300
+    steps: int = 225
     rate: float = 5e-4
     batch_size: int = 8
-    ordinary: float = 0.2
+    ordinary: float = 0.3
     empty: float = 0.1
     rounds: int = 3
     prompts: Sequence[str] = TEXT

@@ -132,6 +132,6 @@ def test_errors_count_most_where_the_network_changes_predictions(tiny: Base, mem
     assert min(float(torch.corrcoef(pair)[0, 1]) for pair in together) > 0.3
 
 
-@pytest.mark.parametrize(("given", "concepts", "steps"), [(None, 1, 300), (None, 3, 300), (None, 8, 800), (7, 8, 7)])
+@pytest.mark.parametrize(("given", "concepts", "steps"), [(None, 1, 225), (None, 3, 225), (None, 8, 600), (7, 8, 7)])
 def test_more_concepts_are_distilled_for_longer(given: int | None, concepts: int, steps: int) -> None:
     assert RefineOptions(steps=given).steps_of(concepts) == steps
