@@ -21,6 +21,7 @@ from fusion_end_to_end import PLACEMENTS, concept
 from sd15 import random_base, random_xl_base
 
 from mixshow.core.stopwatch import PeakMemory, machine, resident_gb
+from mixshow.edlora.layerwise import layerwise_states
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion import cost
 from mixshow.fusion.baselines import weight_average
@@ -101,10 +102,11 @@ def unet_seconds(base: Base, collection: Collection) -> float:
     height, width = latent_size(base, collection.width, collection.height)
     latents, states = start_noise(base, [0], height, width), prompt_states(base, ["a photo"])
     seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        base.unet(latents, 1, **states.for_unet(latents))
-        seconds.append(time.perf_counter() - start)
+    with layerwise_states(base.unet):
+        for _ in range(4):
+            start = time.perf_counter()
+            base.unet(latents, 1, **states.for_unet(latents))
+            seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 
 

@@ -163,14 +163,14 @@ def _solving_parts(
         for stage, passes in cost.recording_passes(collection, recorded.keys(), *counts, base.topology.layers).items()
         if passes != Passes()
     ]
+    for stage, own in apart.items():
+        operations = cost.solving_operations(distinct_inputs(own, collection), collection, ranks, sets)
+        parts.append(Part(f"solving {stage.value}", len(own), Passes(), speed.operation * operations))
     if in_order:
         passes = cost.sequential_passes(collection, len(members), captions, base.topology.layers)
         operations = cost.solving_operations(distinct_inputs(in_order, collection), collection, ranks, sets)
         seconds = speed.of(passes) + speed.operation * operations
         parts.append(Part("solving layers in order", len(in_order), passes, seconds))
-    for stage, own in apart.items():
-        operations = cost.solving_operations(distinct_inputs(own, collection), collection, ranks, sets)
-        parts.append(Part(f"solving {stage.value}", len(own), Passes(), speed.operation * operations))
     return parts
 
 
