@@ -45,10 +45,11 @@ class StatisticsOptions(Section):
     )
     rows: int = option("inputs kept of each layer and concept where solver.objective is huber or cosine", 512)
     steps: int = option("denoising steps that are recorded", 8)
-    points: int = option(
+    points: int | None = option(
         "points of pictures that layers are solved on in sequence, shared by the concepts, and a quarter as many of "
-        "ordinary captions; what they hold in two models is in memory at once",
-        96,
+        "ordinary captions; what they hold in two models is in memory at once. null: 96, of pictures with more than "
+        "1,024 latent positions, which have more to say each, 32",
+        None,
     )
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
     height: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)
@@ -62,7 +63,7 @@ class StatisticsOptions(Section):
         found = [
             f"{name}: expected at least 1, found {getattr(self, name)}"
             for name in ("steps", "points", "batch_size", "moment_width", "kept_rows", "rows")
-            if getattr(self, name) < 1
+            if (value := getattr(self, name)) is not None and value < 1
         ]
         if not 0 <= self.shrinkage <= 1:
             found.append(f"shrinkage: expected 0 to 1, found {self.shrinkage}")

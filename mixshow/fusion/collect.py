@@ -23,6 +23,14 @@ from mixshow.sampling.generate import latent_size, start_noise
 
 Statistics = Mapping[str, LayerInputs]
 _TEXTS_AT_A_TIME = 64
+POINTS, POINTS_OF_LARGE = 96, 32
+_LARGE = 1024  # latent positions of a picture
+
+
+def default_points(base: Base, width: int | None, height: int | None) -> int:
+    """How many points layers are solved on in sequence: a large picture has many rows, and its points hold much."""
+    rows, columns = latent_size(base, width, height)
+    return POINTS_OF_LARGE if rows * columns > _LARGE else POINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Collection:
     picture_prompts: Sequence[str] = PICTURES
     every_position: bool = True
     steps: int = 8
-    points: int = 96
+    points: int = POINTS
     width: int | None = None
     height: int | None = None
     seed: int = 0

@@ -15,6 +15,7 @@ from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
+from mixshow.fusion.collect import default_points
 from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
@@ -31,7 +32,6 @@ from mixshow.recipes.fuse_output import check_format, formatted, output_problems
 from mixshow.recipes.fuse_refine import refined
 from mixshow.recipes.fuse_statistics import FusionStatistics, collection_for, gather_statistics
 from mixshow.recipes.fuse_work import remove_work_folder, solved_layers
-from mixshow.sampling.generate import latent_size
 
 T = TypeVar("T")
 
@@ -101,7 +101,9 @@ def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], Fuse
         for i, member in members.items():
             attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
         size = options.statistics
-        attempt("statistics", lambda: latent_size(base, size.width, size.height))
+        points = attempt("statistics", lambda: default_points(base, size.width, size.height))
+        if size.points is None:
+            options = dataclasses.replace(options, statistics=dataclasses.replace(size, points=points))
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)

@@ -14,7 +14,7 @@ from mixshow.config.statistics import StatisticsFileOptions
 from mixshow.core.errors import OptionsError
 from mixshow.core.progress import log
 from mixshow.edlora.layerwise import layerwise_states
-from mixshow.fusion.collect import Collection
+from mixshow.fusion.collect import POINTS, Collection
 from mixshow.fusion.coverage import OWN, covered_layers
 from mixshow.fusion.members import Member
 from mixshow.fusion.memory import recording_bytes
@@ -107,7 +107,7 @@ def collection_of(given: StatisticsOptions, collects: str = "independent") -> Co
         picture_prompts=tuple(given.picture_prompts or PICTURES),
         every_position=given.text_rows == "all",
         steps=given.steps,
-        points=given.points,
+        points=given.points or POINTS,
         width=given.width,
         height=given.height,
         seed=given.seed,

@@ -18,7 +18,7 @@ from mixshow.core.errors import MixshowError
 from mixshow.core.seeding import derived_seed
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion import cost
-from mixshow.fusion.collect import Collection
+from mixshow.fusion.collect import Collection, default_points
 from mixshow.fusion.factors import as_low_rank, directions_of
 from mixshow.fusion.fuse import Fusion, Objective, fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
@@ -263,6 +263,12 @@ def test_pictures_take_turns_in_their_steps() -> None:
         assert sum(map(len, chosen.values())) == min(points, 30) and len(chosen) == min(points, 5)
 
 
+def test_large_pictures_have_fewer_points(tiny: Base) -> None:
+    side = 33 * tiny.topology.latent_factor
+    side += -side % tiny.topology.size_multiple
+    assert default_points(tiny, None, None) == 96 and default_points(tiny, side, side) == 32
+
+
 def test_the_plan_counts_the_passes(tiny: Base, members: list[Member]) -> None:
     captions, layers = OBJECTIVE.captions, tiny.topology.layers
     counter = Counter(tiny)
@@ -323,6 +329,7 @@ def test_the_command_solves_in_sequence(stage: Path, capsys: pytest.CaptureFixtu
     more = ["refine.method=none", "statistics.points=1"]
     assert main(["fuse", "fuse.yml", *more]) == 0
     report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert report["options"]["statistics"]["points"] == 1
     assert report["seconds"]["solving in order"] > 0 and "statistics: spatial layers" not in report["seconds"]
     assert load_fuse_options("fuse.yml").collects == "sequential"
     capsys.readouterr()
