@@ -212,13 +212,13 @@ class FuseOptions(Section):
     def _solved_apart(self) -> list[str]:
         """Options with which layers are not solved in sequence."""
         given = {
-            "method": (self.method, "solve"),
-            "solver.objective": (self.solver.objective, "squares"),
-            "statistics.row_weights": (self.statistics.row_weights, "equal"),
-            "statistics.shrinkage": (self.statistics.shrinkage, 0),
-            "refine.method": ("" if self.refine.method != "rerecord" else "rerecord", ""),
+            f"method={self.method}": self.method != "solve",
+            f"solver.objective={self.solver.objective}": self.solver.objective != "squares",
+            f"statistics.row_weights={self.statistics.row_weights}": self.statistics.row_weights != "equal",
+            f"statistics.shrinkage={self.statistics.shrinkage}": self.statistics.shrinkage > 0,
+            "refine.method=rerecord": self.refine.method == "rerecord",
         }
-        return [f"{name}={value}" for name, (value, plain) in given.items() if value != plain]
+        return [text for text, apart in given.items() if apart]
 
     @property
     def concepts_listed(self) -> list[ConceptOptions]:

@@ -87,7 +87,6 @@ def solved_in_order(
     deltas = [member.changes(base, UNET) for member in members]
     wanted = {layer.path: layer for layer in layers}
     solving = _Solving(base, members, deltas, objective, solver, keep_metrics, processes)
-    streams = residual_streams(base.unet)
     found: dict[str, Solved] = {}
     modules = {path: layer.module for path, layer in wanted.items()}
     with (
@@ -109,8 +108,7 @@ def solved_in_order(
                     own, lacking = each.output.chunk(2)
                     change = changed_output(layer.module, each.input.chunk(2)[1], found[path].outcome.change)
                     each.output = torch.cat([own, lacking + change])
-                for own_pass in passes:
-                    own_pass.streams.pop(streams.get(path, ""), None)
+                solving.let_go(layer, passes)
     return list(found.values())
 
 
@@ -153,6 +151,11 @@ class _Solving:
                 output, unchanged = own.output.chunk(2)
                 added = changed_output(layer.module, own.input.chunk(2)[0], change)
                 own.output = torch.cat([output + added, unchanged])
+
+    def let_go(self, layer: Layer, passes: Sequence[Pass]) -> None:
+        """Keep the residual stream no longer that a layer adds to."""
+        for own in passes:
+            own.streams.pop(self._streams.get(layer.path, ""), None)
 
     def solved(self, layer: Layer, passes: Sequence[Pass], waiting: Sequence[Waiting]) -> Solved:
         """One layer, by what is waiting at it."""

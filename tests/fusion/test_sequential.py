@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mixshow.cli.main import EXIT_USER_ERROR, main
-from mixshow.config.fuse import FuseOptions, load_fuse_options
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
 from mixshow.core.seeding import derived_seed
@@ -307,43 +304,3 @@ def test_numbers_that_overflow_are_refused_by_the_layers_name(tiny: Base, member
     broken = put_in_place({layer.path: layer.module}, {layer.path: torch.full_like(weight, float("nan"))})
     with broken, pytest.raises(MixshowError, match="no numbers"):
         fuse(tiny, members, SMALL, OBJECTIVE, EXACT)
-
-
-def options(**values: object) -> FuseOptions:
-    from mixshow.config.load import build
-
-    given = {"base": "puppets", "concepts": [{"file": "a.safetensors"}], "output": "out", **values}
-    return build(FuseOptions, given, "test")
-
-
-def test_sequence_is_the_default_where_it_serves() -> None:
-    assert options().collects == "sequential"
-    assert options(concepts=[{"file": "a", "statistics": "a.stats.safetensors"}]).collects == "independent"
-    assert options(method="subspace").collects == options(refine={"method": "rerecord"}).collects == "independent"
-    for given in ({"shrinkage": 0.5}, {"row_weights": "sensitivity"}):
-        assert options(statistics=given).collects == "independent"
-    assert options(statistics={"collect": "progressive"}).collects == "progressive"
-
-
-def test_the_command_solves_in_sequence(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    more = ["refine.method=none", "statistics.points=1"]
-    assert main(["fuse", "fuse.yml", *more]) == 0
-    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
-    assert report["options"]["statistics"]["points"] == 1
-    assert report["seconds"]["solving in order"] > 0 and "statistics: spatial layers" not in report["seconds"]
-    assert load_fuse_options("fuse.yml").collects == "sequential"
-    capsys.readouterr()
-    bad = ["statistics.collect=sequential", "statistics.shrinkage=0.5", "method=subspace"]
-    assert main(["fuse", "fuse.yml", *bad]) == EXIT_USER_ERROR
-    assert "sequential does not go with method=subspace, statistics.shrinkage=0.5" in capsys.readouterr().err
-    assert main(["fuse", "fuse.yml", "statistics.points=0"]) == EXIT_USER_ERROR
-    assert "statistics.points: expected at least 1" in capsys.readouterr().err
-    assert main(["fuse", "fuse.yml", "--dry-run", *more]) == 0
-    assert "solving layers in order" in capsys.readouterr().out
-
-
-def test_kept_statistics_solve_it_again_apart(stage: Path) -> None:  # noqa: F811
-    assert main(["fuse", "fuse.yml", "refine.method=none", "statistics.keep=true", "report.heldout=false"]) == 0
-    assert main(["fuse", "fused", "--reweight", "duck=2"]) == 0
-    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
-    assert report["options"]["statistics"]["collect"] == "independent"

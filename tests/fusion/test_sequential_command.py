@@ -1,0 +1,68 @@
+"""Solving in sequence through options and the command: where it is the default, what is reported, kept and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from mixshow.cli.main import EXIT_USER_ERROR, main
+from mixshow.config.fuse import FuseOptions, load_fuse_options
+from mixshow.config.load import build
+from mixshow.edlora.concept import save_concept
+from mixshow.models import Base
+from tests.fusion.test_recipe import stage  # noqa: F401
+from tests.tiny import tiny_concept
+
+
+def options(**values: object) -> FuseOptions:
+    given = {"base": "puppets", "concepts": [{"file": "a.safetensors"}], "output": "out", **values}
+    return build(FuseOptions, given, "test")
+
+
+def test_sequence_is_the_default_where_it_serves() -> None:
+    assert options().collects == "sequential"
+    assert options(concepts=[{"file": "a", "statistics": "a.stats.safetensors"}]).collects == "independent"
+    assert options(method="subspace").collects == options(refine={"method": "rerecord"}).collects == "independent"
+    for given in ({"shrinkage": 0.5}, {"row_weights": "sensitivity"}):
+        assert options(statistics=given).collects == "independent"
+    assert options(statistics={"collect": "progressive"}).collects == "progressive"
+
+
+def test_the_command_solves_in_sequence(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    more = ["refine.method=none", "statistics.points=1"]
+    assert main(["fuse", "fuse.yml", *more]) == 0
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert report["options"]["statistics"]["points"] == 1
+    assert report["seconds"]["solving in order"] > 0 and "statistics: spatial layers" not in report["seconds"]
+    assert load_fuse_options("fuse.yml").collects == "sequential"
+    capsys.readouterr()
+    bad = ["statistics.collect=sequential", "statistics.shrinkage=0.5", "method=subspace"]
+    assert main(["fuse", "fuse.yml", *bad]) == EXIT_USER_ERROR
+    assert "sequential does not go with method=subspace, statistics.shrinkage=0.5" in capsys.readouterr().err
+    assert main(["fuse", "fuse.yml", "statistics.points=0"]) == EXIT_USER_ERROR
+    assert "statistics.points: expected at least 1" in capsys.readouterr().err
+    assert main(["fuse", "fuse.yml", "--dry-run", *more]) == 0
+    assert "solving layers in order" in capsys.readouterr().out
+
+
+def test_networks_of_nothing_but_layers_in_sequence(stage: Path, tiny: Base) -> None:  # noqa: F811
+    """Then nothing is recorded at all."""
+    for number, name in enumerate(("duck", "fox")):
+        concept = tiny_concept(tiny, name, seed=number)
+        network = {key: value for key, value in concept.network.items() if "_attn1_to_q." in key}
+        save_concept(dataclasses.replace(concept, network=network), f"{name}_only.safetensors")
+    concepts = "concepts=[{file: duck_only.safetensors}, {file: fox_only.safetensors}]"
+    assert main(["fuse", "fuse.yml", concepts, "refine.method=none"]) == 0
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert report["layers"] and all(name.endswith("attn1.to_q") for name in report["layers"])
+    assert main(["fuse", "fuse.yml", concepts, "--dry-run"]) == 0
+
+
+def test_kept_statistics_solve_it_again_apart(stage: Path) -> None:  # noqa: F811
+    assert main(["fuse", "fuse.yml", "refine.method=none", "statistics.keep=true", "report.heldout=false"]) == 0
+    assert main(["fuse", "fused", "--reweight", "duck=2"]) == 0
+    report = json.loads((stage / "fused" / "fusion_report.json").read_text())
+    assert report["options"]["statistics"]["collect"] == "independent"
