@@ -28,11 +28,13 @@ from mixshow.formats import read_concept
 from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.collect import PUBLISHED, Collection
 from mixshow.fusion.distill import distill
-from mixshow.fusion.fuse import Fusion, Objective, fuse, record_stage
+from mixshow.fusion.fuse import fuse, record_stage
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.solvers import Exact

@@ -42,9 +42,10 @@ from mixshow.core.stopwatch import PeakMemory, machine, resident_gb
 from mixshow.edlora.concept import TEXT_WIDTHS, Concept
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion.collect import Collection, Statistics, key_value_statistics, spatial_statistics, text_statistics
-from mixshow.fusion.fuse import Objective, Recorded, changed_layers, fuse
+from mixshow.fusion.fuse import Recorded, fuse
 from mixshow.fusion.layers import Layer, Stage
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT, filled
 from mixshow.fusion.solvers import LBFGS

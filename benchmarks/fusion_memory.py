@@ -20,9 +20,10 @@ from torch import nn
 
 from mixshow.core.stopwatch import PeakMemory
 from mixshow.fusion.origin import Origin
+from mixshow.fusion.recorder import StatisticsRecorder
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solvers import LBFGS
-from mixshow.fusion.statistics import LayerInputs, StatisticsRecorder
+from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.statistics_file import SUFFIX, StoredInputs, open_statistics, write_statistics
 
 ROWS = 64  # of an input and call

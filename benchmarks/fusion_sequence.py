@@ -26,10 +26,11 @@ from mixshow.evaluation.page import markdown_table
 from mixshow.fusion import cost
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Fusion, Objective, changed_layers
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Stage, layers_of
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import IN_ORDER, fusion_memory
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.prompts import CAPTIONS
 from mixshow.fusion.sequential import solved_in_order

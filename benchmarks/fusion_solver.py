@@ -41,9 +41,9 @@ from mixshow.core.stopwatch import machine
 from mixshow.evaluation.page import markdown_table
 from mixshow.fusion.collect import Statistics
 from mixshow.fusion.problem import quadratic
+from mixshow.fusion.recorder import StatisticsRecorder
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solvers import LBFGS
-from mixshow.fusion.statistics import StatisticsRecorder
 
 T = TypeVar("T")
 PART = 5000  # rows of the published procedure's evaluations

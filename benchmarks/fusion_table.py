@@ -25,6 +25,7 @@ def main() -> None:
     """Train, fuse and judge what is not done yet; print the tables."""
     from benchmarks.fusion_table_report import report
     from benchmarks.fusion_table_runs import METHODS, Table, run
+    from mixshow.core.subnormals import subnormals_flushed
     from mixshow.puppets.cast import CAST
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -60,7 +61,8 @@ def main() -> None:
         given.fuse, given.keep,
     )  # fmt: skip
     if not given.report:
-        run(table)
+        with subnormals_flushed():  # as `mixshow fuse` does
+            run(table)
     print(report(table))
 
 

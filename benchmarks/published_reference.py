@@ -23,9 +23,10 @@ from mixshow.formats import read_concept
 from mixshow.formats.published_options import read_concept_list
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import PUBLISHED, Collection, key_value_statistics
-from mixshow.fusion.fuse import Objective, changed_layers, fuse
+from mixshow.fusion.fuse import fuse
 from mixshow.fusion.layers import Stage, layers_of
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.problem import quadratic
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solvers import LBFGS, Exact, Solver

@@ -16,7 +16,7 @@ from torch import Tensor
 from mixshow.core.optional import optional_import
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.deltas import widened
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import layers_of
 from mixshow.fusion.members import Member, all_embeddings
 from mixshow.fusion.statistics import is_elementwise

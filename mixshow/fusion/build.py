@@ -8,7 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from mixshow.fusion.deltas import Deltas, Matrices
-from mixshow.fusion.problem import Inputs, LayerProblem, quadratic
+from mixshow.fusion.inputs import Inputs
+from mixshow.fusion.problem import LayerProblem, quadratic
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.statistics_file import StoredInputs
 

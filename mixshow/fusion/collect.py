@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from mixshow.core.seeding import derived_seed, torch_generator
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.prompts import PICTURES, PUBLISHED_PICTURES, PUBLISHED_TEXT, TEXT
+from mixshow.fusion.recorder import StatisticsRecorder
 from mixshow.fusion.sensitivity import SensitivityRecorder
-from mixshow.fusion.statistics import LayerInputs, LayerStatistics, StatisticsRecorder, input_width
+from mixshow.fusion.statistics import LayerInputs, LayerStatistics, input_width
 from mixshow.fusion.wide import RowSampling
 from mixshow.models import Base, PromptStates, encode_prompts, make_scheduler, prompt_states
 from mixshow.models.prompts import prompt_ids, text_states

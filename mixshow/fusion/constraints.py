@@ -21,7 +21,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.inputs import Inputs
+from mixshow.fusion.problem import LayerProblem
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from mixshow.edlora.interrupt import StepInterrupt
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.distill_checkpoint import Checkpoints, Position
 from mixshow.fusion.factors import Factors
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
 from mixshow.fusion.members import Member
 from mixshow.fusion.moving import MovingWeights

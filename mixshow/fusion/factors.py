@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.members import Member
 from mixshow.models import Base
 

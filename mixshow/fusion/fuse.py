@@ -9,95 +9,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
-from mixshow.core.attachment import Attachment
 from mixshow.core.processes import Processes
 from mixshow.core.progress import progress_bar, tracked
-from mixshow.fusion.build import Normalisation
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.deltas import Deltas
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member, all_embeddings, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.sequential import solved_in_order
 from mixshow.fusion.sharing import summed
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solved_layers import Solved, SolvedLayers
-from mixshow.fusion.solvers import Outcome, Solver
+from mixshow.fusion.solvers import Solver
 from mixshow.models import Base
-from mixshow.models.embedding_table import with_concept_tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """What is minimised in every layer.
-
-    Attributes:
-        ridge: lambda as a share of the mean eigenvalue of the inputs' moment.
-        anchor_weight: mu, how much changed outputs on ordinary captions count; the concepts' weights sum to 1.
-        captions: the ordinary captions.
-        weights_by_rows: weigh concepts by their number of rows (published) instead of by their given weights.
-        shrinkage: share of the moments' off-diagonal elements that is taken away.
-        normalise: by what concepts' weights are divided, so that a loud one does not win.
-        constraint_prompts: with `{concept}`; keys and values of concept tokens in them are kept exactly. Empty: no
-            constraints.
-    """
-
-    ridge: float = 0.0
-    anchor_weight: float = 0.0
-    captions: Sequence[str] = ()
-    weights_by_rows: bool = False
-    shrinkage: float = 0.0
-    normalise: Normalisation = "none"
-    constraint_prompts: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fusion:
-    """The fused change of a base.
-
-    Attributes:
-        changes: by module path, `[out, in]`; with the bias's change as one more column where it changes.
-        embeddings: all concepts' tokens, `[layers, width]` each.
-        outcomes: by module path, with residuals in the members' order; empty for baselines.
-        seconds: by what they were spent on.
-        metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
-        refining: how refining went, as plain values for the report; empty where nothing was stopped by.
-        directions: by module path, columns `[out, rank]` that span what the layer's change puts out, where these are no
-            longer those of the members' changes.
-    """
-
-    changes: Mapping[str, Tensor]
-    embeddings: Mapping[str, Tensor]
-    outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    refining: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    directions: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-
-    def attach(self, base: Base) -> tuple[Base, Attachment]:
-        """The fused model, sharing the base's modules until the handle is detached."""
-        fused, attachment = with_concept_tokens(base, self.embeddings)
-        try:
-            modules = {layer.path: layer.module for layer in layers_of(base).values()}
-            attachment.add(put_in_place(modules, self.changes).detach)
-        except BaseException:
-            attachment.detach()
-            raise
-        return fused, attachment
-
-    @contextlib.contextmanager
-    def in_place(self, base: Base) -> Iterator[Base]:
-        """The fused model within the block."""
-        fused, attachment = self.attach(base)
-        with attachment:
-            yield fused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

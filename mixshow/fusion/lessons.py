@@ -17,7 +17,7 @@ from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
 from mixshow.core.seeding import derived_seed
 from mixshow.edlora.layerwise import layerwise_states
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.members import Member
 from mixshow.fusion.prompts import CAPTIONS, TEXT, filled
 from mixshow.models import Base, PromptStates, make_scheduler, prompt_states

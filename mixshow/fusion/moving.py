@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.fusion.factors import Factors
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.models import Base
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,15 @@ from mixshow.core.progress import progress_bar
 from mixshow.core.seeding import derived_seed
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.deltas import Deltas
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Layer, Stage, changed_output, layers_of
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.walks import walk
 from mixshow.models import Base, PromptStates, prompt_states
 from mixshow.models.topology import residual_streams
 from mixshow.sampling.generate import latent_size
-
-if TYPE_CHECKING:
-    from mixshow.fusion.fuse import Fusion, Objective
 
 UNET = (Stage.KEY_VALUE, Stage.SPATIAL)
 _HELD_AT_A_LAYER = 9  # pictures of the first block: four times as wide an input, the output, and streams

@@ -23,13 +23,7 @@ from torch import Tensor, nn
 
 from mixshow.fusion.layers import Layer
 from mixshow.fusion.problem import LayerProblem, Measured, quadratic
-from mixshow.fusion.statistics import (
-    SINGLE_RESOLUTION,
-    LayerStatistics,
-    input_parts,
-    is_elementwise,
-    second_moment,
-)
+from mixshow.fusion.statistics import SINGLE_RESOLUTION, LayerStatistics, input_parts, is_elementwise, second_moment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

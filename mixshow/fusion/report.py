@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOutScores
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member

@@ -20,9 +20,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Fusion, Objective, keep_inputs, record_stage, solve_stage
+from mixshow.fusion.fuse import keep_inputs, record_stage, solve_stage
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import Solver
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,28 +28,23 @@ from mixshow.core.progress import progress_bar
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection
+from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.inputs import Inputs
 from mixshow.fusion.layers import Layer, changed_output
 from mixshow.fusion.lockstep import Waiting, lockstep
 from mixshow.fusion.members import Changes, Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.own_and_fused import UNET, Pass, passes_of, told_apart
 from mixshow.fusion.paired import PairedProblem, Pairs, RunningPairs
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.problem import LayerProblem
+from mixshow.fusion.recorder import Reading, geometry_of
 from mixshow.fusion.solved_layers import Solved, SolvedLayers
 from mixshow.fusion.solvers import Solver
-from mixshow.fusion.statistics import (
-    LayerStatistics,
-    Reading,
-    geometry_of,
-    input_width,
-    is_elementwise,
-)
+from mixshow.fusion.statistics import LayerStatistics, input_width, is_elementwise
 from mixshow.fusion.thin import basis_of
 from mixshow.lycoris.carrier import own_weight
 from mixshow.models import Base
 from mixshow.models.topology import residual_streams
-
-if TYPE_CHECKING:
-    from mixshow.fusion.fuse import Fusion, Objective
 
 
 @torch.no_grad()

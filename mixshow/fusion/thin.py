@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from mixshow.fusion.deltas import FormedMatrices, Matrices
+from mixshow.fusion.inputs import Inputs
 from mixshow.fusion.moments import Squares, opened, times
-from mixshow.fusion.problem import Inputs, LayerProblem, Measured
+from mixshow.fusion.problem import LayerProblem, Measured
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.fusion.solvers.outcome import by_inputs
 from mixshow.fusion.statistics import LayerInputs

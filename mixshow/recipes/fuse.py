@@ -16,11 +16,12 @@ from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
 from mixshow.fusion.collect import default_points
-from mixshow.fusion.fuse import Fusion, Objective
 from mixshow.fusion.fuse import fuse as fuse_members
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.prompts import CAPTIONS, HELD_OUT, HELD_OUT_CAPTIONS, PUBLISHED_PICTURES
 from mixshow.fusion.report import report
 from mixshow.fusion.solvers import CG, LBFGS, Constrained, Exact, Sampled, Solver
@@ -30,8 +31,9 @@ from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
-from mixshow.recipes.fuse_statistics import FusionStatistics, collection_for, gather_statistics
+from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
 from mixshow.recipes.fuse_work import remove_work_folder, solved_layers
+from mixshow.recipes.statistics import collection_for
 
 T = TypeVar("T")
 

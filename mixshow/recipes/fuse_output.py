@@ -12,7 +12,7 @@ from mixshow.config.fuse import FuseOptions, LoraOptions
 from mixshow.core.errors import MixshowError
 from mixshow.core.progress import log
 from mixshow.fusion.factors import Factors, as_low_rank, loss_report
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import layers_of
 from mixshow.fusion.lora_folder import save_lora_folder
 from mixshow.fusion.members import Member

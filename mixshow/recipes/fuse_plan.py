@@ -21,8 +21,10 @@ from mixshow.fusion.members import Member, changed_layers
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
+from mixshow.recipes.fuse_memory import memory_needed
 from mixshow.recipes.fuse_refine import distill_plan, validation_plan
-from mixshow.recipes.fuse_statistics import collection_for, memory_needed, statistics_at_hand
+from mixshow.recipes.fuse_statistics import statistics_at_hand
+from mixshow.recipes.statistics import collection_for
 from mixshow.sampling.generate import latent_size, start_noise
 
 _SQUARE = 512  # of the products that the machine's speed in double precision is taken from

@@ -11,11 +11,12 @@ from mixshow.config.fuse import FuseOptions
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill import distill
 from mixshow.fusion.factors import Factors, as_low_rank, loss_report
-from mixshow.fusion.fuse import Fusion, Objective
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.prompts import CAPTIONS, TEXT, VALIDATION, VALIDATION_CAPTIONS
 from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.solvers import Solver

@@ -22,9 +22,7 @@ from mixshow.fusion.coverage import fused_layers, inputs_for
 from mixshow.fusion.fuse import Recorded
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
-from mixshow.fusion.memory import IN_ORDER, RECORDING, fusion_memory
 from mixshow.fusion.origin import Origin, Origins
-from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.prompts import CAPTIONS
 from mixshow.fusion.recording import record_all
 from mixshow.fusion.sharing import summed
@@ -34,9 +32,9 @@ from mixshow.fusion.statistics_file import SUFFIX, StatisticsFile, StoredInputs,
 from mixshow.models import Base
 from mixshow.models.base import extra_file
 from mixshow.models.vocabulary import ConceptVocabulary
+from mixshow.recipes.fuse_memory import check_fusion_memory
 from mixshow.recipes.fuse_work import work_folder
-from mixshow.recipes.memory import check_memory
-from mixshow.recipes.statistics import collection_of, kept_for_gradients
+from mixshow.recipes.statistics import collection_for
 
 KEPT = "statistics"
 
@@ -117,11 +115,11 @@ def gather_statistics(
     collection, captions = collection_for(options), options.anchor.captions or CAPTIONS
     layers = _recorded_layers(base, members, options, collection)
     if collection.progressive:
-        _check_memory(base, members, options, layers, recording=False)
+        check_fusion_memory(base, members, options, layers, recording=False)
         return None
     wanted = _wanted(base, members, options, Origins(base, collection, captions), layers, source, known)
     waiting = [key for key, each in wanted.items() if each.file is None]
-    _check_memory(base, members, options, fused_layers(base, members), recording=bool(waiting))
+    check_fusion_memory(base, members, options, fused_layers(base, members), recording=bool(waiting))
     start = time.monotonic()
     opened: dict[str, StatisticsFile] = {}
     processes = processes or Processes.alone()
@@ -161,12 +159,6 @@ def statistics_at_hand(base: Base, members: Sequence[Member], options: FuseOptio
     layers = _recorded_layers(base, members, options, collection)
     wanted = _wanted(base, members, options, origins, layers, source, frozenset())
     return {key for key, each in wanted.items() if each.file is not None}
-
-
-def collection_for(options: FuseOptions) -> Collection:
-    """With rows where the objective wants them."""
-    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
-    return dataclasses.replace(collection_of(options.statistics, options.collects), rows=rows)
 
 
 def _recorded_layers(
@@ -267,38 +259,3 @@ def concept_name(tokens: Iterable[str], text: str) -> str:
     """What a concept's files are called: `pip` for `<pip1> <pip2>`; by its trigger where it has no tokens."""
     names = ConceptVocabulary().extended(tokens, layers=0, first_id=0).concepts
     return re.sub(r"[^\w.-]+", "_", next(iter(names), text))
-
-
-def memory_needed(
-    base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
-) -> dict[str, int]:
-    """Bytes beside the model by what they are needed for.
-
-    Args:
-        layers: that the members change.
-        recording: whether any statistics are recorded beforehand.
-    """
-    anchored = options.anchor.weight > 0 and options.method != "subspace"
-    collection, count = collection_for(options), len(members)
-    points = count * collection.share_of_points(count) + anchored * collection.share_of_points(count, captions=True)
-    return fusion_memory(
-        layers, collection, len(members), len(members) + anchored, recording=recording, kept=options.statistics.keep,
-        again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
-        metrics=options.keeps_metrics, waiting=waiting_bytes(base, collection, points),
-        backward=kept_for_gradients(base, collection) if collection.sensitive and recording else 0,
-    )  # fmt: skip
-
-
-def _check_memory(
-    base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer], *, recording: bool
-) -> None:
-    needed = memory_needed(base, members, options, layers, recording=recording)
-    what = max(needed, key=needed.__getitem__)
-    advice = "fuse on a machine with more"
-    if what == IN_ORDER:
-        advice = f"lower statistics.points, or {advice}"
-    if what == RECORDING and options.statistics.row_weights == "sensitivity":
-        advice = f"lower statistics.batch_size, or {advice}"
-    if options.solver.objective != "squares":
-        advice = f"lower statistics.rows, or {advice}"
-    check_memory(what, needed[what], base.device, advice)

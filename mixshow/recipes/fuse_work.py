@@ -13,11 +13,12 @@ from mixshow.config.fuse import FuseOptions
 from mixshow.core.version import __version__
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill_checkpoint import Checkpoints
-from mixshow.fusion.fuse import Fusion, Objective
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOutPlan
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.origin import concept_hash
 from mixshow.fusion.solved_layers import SolvedLayers, digest
 from mixshow.fusion.solvers import Solver

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixshow.config.fuse import ConceptOptions
+from mixshow.config.fuse import ConceptOptions, FuseOptions
 from mixshow.config.load import load, read_yaml
 from mixshow.config.recording import StatisticsOptions
 from mixshow.config.statistics import StatisticsFileOptions
@@ -116,3 +117,9 @@ def collection_of(given: StatisticsOptions, collects: str = "independent") -> Co
         kept_rows=given.kept_rows,
         sensitive=given.row_weights == "sensitivity",
     )
+
+
+def collection_for(options: FuseOptions) -> Collection:
+    """With rows where the objective wants them."""
+    rows = 0 if options.solver.objective == "squares" else options.statistics.rows
+    return dataclasses.replace(collection_of(options.statistics, options.collects), rows=rows)

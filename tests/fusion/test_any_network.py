@@ -16,10 +16,11 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.formats import named_by, read_network_concept
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection, key_value_statistics
-from mixshow.fusion.fuse import Objective, fuse
+from mixshow.fusion.fuse import fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.statistics import LayerStatistics
 from mixshow.lycoris import Network, create_network

@@ -15,13 +15,15 @@ from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection, key_value_statistics
 from mixshow.fusion.distill import distill
-from mixshow.fusion.fuse import Objective, changed_layers, fuse
+from mixshow.fusion.fuse import fuse
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
 from mixshow.fusion.lessons import DistillPlan
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
+from mixshow.fusion.recorder import StatisticsRecorder
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
-from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder, input_rows
+from mixshow.fusion.statistics import LayerStatistics, input_rows
 from mixshow.lycoris import create_network, load_network
 from mixshow.models import Base, encode_prompts
 from tests.tiny import tiny_concept

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.fusion.constraints import ConstrainedProblem, constrained_problems
-from mixshow.fusion.fuse import Objective, changed_layers, fuse
+from mixshow.fusion.fuse import fuse
 from mixshow.fusion.kept import token_rows
 from mixshow.fusion.layers import Stage
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import Constrained, Status
 from mixshow.models import Base, encode_prompts
 from tests.fusion.test_fuse import EXACT, SMALL

@@ -12,7 +12,7 @@ from mixshow.config.refine import RefineOptions
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.distill import distill
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.lessons import DistillPlan, Lessons, write_curriculum
 from mixshow.fusion.members import Member

@@ -18,7 +18,7 @@ from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.distill import distill
 from mixshow.fusion.distill_checkpoint import Checkpoints
 from mixshow.fusion.factors import as_low_rank
-from mixshow.fusion.fuse import Fusion
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member

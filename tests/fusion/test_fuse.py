@@ -11,10 +11,12 @@ from torch import Tensor
 
 from mixshow.fusion.baselines import weight_average, weighted_sum
 from mixshow.fusion.collect import Collection, key_value_statistics, text_statistics
-from mixshow.fusion.fuse import Fusion, Objective, changed_layers, fuse
+from mixshow.fusion.fuse import fuse
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
-from mixshow.fusion.members import Member, renamed
+from mixshow.fusion.members import Member, changed_layers, renamed
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.statistics import DOUBLE_RESOLUTION
 from mixshow.lycoris import Network, load_network

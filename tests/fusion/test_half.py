@@ -12,9 +12,10 @@ from torch import Tensor
 from mixshow.core.errors import MixshowError
 from mixshow.core.stored_tensor import stored_tensors
 from mixshow.fusion.half import HalfMoment, half_of_square, half_times, packed
+from mixshow.fusion.inputs import Inputs
 from mixshow.fusion.moments import Squares, WeightedSum
 from mixshow.fusion.origin import Origin
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.statistics import LayerInputs, LayerStatistics
 from mixshow.fusion.statistics_file import StoredInputs, open_statistics, write_statistics

@@ -16,10 +16,12 @@ from mixshow.edlora.concept import Concept, attach_concepts, load_concept, save_
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.factors import as_low_rank, factorised, loss_report
-from mixshow.fusion.fuse import Fusion, Objective, fuse
+from mixshow.fusion.fuse import fuse
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
 from mixshow.fusion.lora_folder import Naming, save_lora_folder
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import LBFGS, Exact
 from mixshow.lycoris import create_network
 from mixshow.models import Base, prompt_states, save_base

@@ -9,7 +9,7 @@ import pytest
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.distinct_inputs import distinct_inputs
-from mixshow.fusion.fuse import Objective, Recorded, fuse, keep_inputs, record_stage
+from mixshow.fusion.fuse import Recorded, fuse, keep_inputs, record_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import (
@@ -21,6 +21,7 @@ from mixshow.fusion.memory import (
     metric_bytes,
     solving_memory,
 )
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.wide import KeptRows

@@ -13,8 +13,9 @@ from torch import Tensor
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.edlora.concept import save_concept
 from mixshow.fusion.build import Normalisation, build_problems
+from mixshow.fusion.inputs import shrunk
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import LayerProblem, shrunk
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
 from mixshow.fusion.statistics import LayerStatistics
 from mixshow.models import Base, load_base

@@ -16,11 +16,13 @@ from mixshow.edlora.concept import save_concept
 from mixshow.fusion import cost, lessons
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distinct_inputs import distinct_inputs
-from mixshow.fusion.fuse import Fusion, Objective, changed_layers, fuse
+from mixshow.fusion.fuse import fuse
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan, write_curriculum
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import Exact
 from mixshow.models import Base, load_base
 from mixshow.recipes import fuse_plan

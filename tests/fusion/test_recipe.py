@@ -21,7 +21,7 @@ from mixshow.fusion.collect import PUBLISHED
 from mixshow.fusion.statistics_file import open_statistics
 from mixshow.models import Base, load_base, save_base
 from mixshow.recipes.fuse_output import output_problems
-from mixshow.recipes.fuse_statistics import collection_for
+from mixshow.recipes.statistics import collection_for
 from tests.models.checkpoints import published_shape
 from tests.tiny import tiny_base, tiny_concept
 

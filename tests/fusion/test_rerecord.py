@@ -16,10 +16,12 @@ from mixshow.fusion import prompts
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.collect import text_statistics
 from mixshow.fusion.distill import distill
-from mixshow.fusion.fuse import Fusion, Objective, changed_layers, fuse, record_stage
+from mixshow.fusion.fuse import fuse, record_stage
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
 from mixshow.fusion.layers import Stage
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base, encode_prompts

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fuse import Objective, keep_inputs, record_stage
+from mixshow.fusion.fuse import keep_inputs, record_stage
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.losses import Cosine
 from mixshow.fusion.members import Member
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.rows import RowSample, RowSampler, priorities
 from mixshow.fusion.samples import SampledProblem, sampled_problems
 from mixshow.fusion.solvers import LBFGS, Exact, Sampled, Status

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.edlora.concept import save_concept
 from mixshow.fusion.collect import Collection, spatial_statistics
-from mixshow.fusion.fuse import changed_layers
 from mixshow.fusion.layers import Layer, Stage
-from mixshow.fusion.members import Member
+from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.origin import Origin, Origins
 from mixshow.fusion.sensitivity import SensitivityRecorder, backward_bytes
 from mixshow.fusion.statistics import input_rows

@@ -17,10 +17,12 @@ from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion import cost
 from mixshow.fusion.collect import Collection, default_points
 from mixshow.fusion.factors import as_low_rank, directions_of
-from mixshow.fusion.fuse import Fusion, Objective, fuse
+from mixshow.fusion.fuse import fuse
+from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.objective import Objective
 from mixshow.fusion.own_and_fused import chosen_points, chosen_steps
 from mixshow.fusion.paired import output_rows
 from mixshow.fusion.prompts import filled

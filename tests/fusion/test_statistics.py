@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.statistics import LayerStatistics, StatisticsRecorder, input_rows
+from mixshow.fusion.recorder import StatisticsRecorder
+from mixshow.fusion.statistics import LayerStatistics, input_rows
 
 
 class Attention(nn.Module):

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.deltas import Matrices
+from mixshow.fusion.inputs import Inputs
 from mixshow.fusion.lanczos import largest_eigenvalue
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import LBFGS, Exact
 from mixshow.fusion.statistics import LayerStatistics, second_moment
 from mixshow.fusion.thin import basis_of, solve_thin

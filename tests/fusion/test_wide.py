@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
+from mixshow.fusion.recorder import StatisticsRecorder
 from mixshow.fusion.reduction import common_basis
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solved_layers import Solved
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
-from mixshow.fusion.statistics import SINGLE_RESOLUTION, LayerStatistics, StatisticsRecorder, input_rows
+from mixshow.fusion.statistics import SINGLE_RESOLUTION, LayerStatistics, input_rows
 from mixshow.fusion.wide import KeptRows, Reservoir, RowSampling
 
 OUT, WIDTH = 5, 30

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from mixshow.fusion.constraints import ConstrainedProblem
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.inputs import Inputs
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.exact import minimum_change
 from mixshow.fusion.solvers.outcome import ConstraintFit, Outcome, Solution, Status, by_inputs, outcome_of
 

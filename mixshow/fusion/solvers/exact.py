@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mixshow.fusion.problem import Inputs, LayerProblem
+from mixshow.fusion.inputs import Inputs
+from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.outcome import Outcome, Solution, Status, by_inputs, outcomes_of
 from mixshow.fusion.triangular import solved_with_factor
 

@@ -1,0 +1,58 @@
+"""What a fusion is once it is made: changes of weights, embeddings of all concepts, and how they were found."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mixshow.core.attachment import Attachment
+from mixshow.fusion.layers import layers_of, put_in_place
+from mixshow.fusion.solvers import Outcome
+from mixshow.models import Base
+from mixshow.models.embedding_table import with_concept_tokens
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fusion:
+    """The fused change of a base.
+
+    Attributes:
+        changes: by module path, `[out, in]`; with the bias's change as one more column where it changes.
+        embeddings: all concepts' tokens, `[layers, width]` each.
+        outcomes: by module path, with residuals in the members' order; empty for baselines.
+        seconds: by what they were spent on.
+        metrics: S by module path, `[in, in]`, where it was kept; layers that read the same share it.
+        refining: how refining went, as plain values for the report; empty where nothing was stopped by.
+        directions: by module path, columns `[out, rank]` that span what the layer's change puts out, where these are no
+            longer those of the members' changes.
+    """
+
+    changes: Mapping[str, Tensor]
+    embeddings: Mapping[str, Tensor]
+    outcomes: Mapping[str, Outcome] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    refining: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directions: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def attach(self, base: Base) -> tuple[Base, Attachment]:
+        """The fused model, sharing the base's modules until the handle is detached."""
+        fused, attachment = with_concept_tokens(base, self.embeddings)
+        try:
+            modules = {layer.path: layer.module for layer in layers_of(base).values()}
+            attachment.add(put_in_place(modules, self.changes).detach)
+        except BaseException:
+            attachment.detach()
+            raise
+        return fused, attachment
+
+    @contextlib.contextmanager
+    def in_place(self, base: Base) -> Iterator[Base]:
+        """The fused model within the block."""
+        fused, attachment = self.attach(base)
+        with attachment:
+            yield fused
