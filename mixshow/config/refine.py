@@ -23,6 +23,9 @@ class RefineOptions(Section):
     )
     rate: float = option("highest learning rate of distill", 5e-4)
     batch_size: int = option("predictions per step of distill", 8)
+    accumulation: int = option(
+        "passes that a step's predictions are split into, at most one each: more need less memory", 1
+    )
     rounds: int = option(
         "how often pictures to distill on are made: first by the concepts' own models, then by the fused one", 3
     )
@@ -58,7 +61,7 @@ class RefineOptions(Section):
         return [
             *(
                 f"{name}: expected at least 1, found {value}"
-                for name in ("steps", "batch_size", "rounds", "passes", "every", "patience")
+                for name in ("steps", "batch_size", "accumulation", "rounds", "passes", "every", "patience")
                 if (value := getattr(self, name)) is not None and value < 1
             ),
             *([] if self.rate > 0 else [f"rate: expected more than 0, found {self.rate}"]),

@@ -2,8 +2,9 @@
 
 The least-squares problems treat every layer on its own; what their errors do together only the whole model shows.
 Distillation (arXiv 1503.02531) starts from their solution and moves the UNet's fused weights so that, along pictures
-that the concepts' own models denoise, the fused model predicts what they predict. The base is a teacher too: for
-ordinary captions, and for the empty prompt everywhere, so that guidance leads from the base to the concept.
+that the concepts' own models denoise, the fused model predicts what they predict, with the empty prompt too: guidance
+leads away from that, and would otherwise strengthen all that a concept's network does whatever the prompt, so that
+prompts count less. The base is a teacher too, for ordinary captions.
 
 A fused model that samples by itself soon stands at points where its teachers never were. Later on, therefore,
 pictures are denoised by the fused model as it is by then, and its teachers say what they would have predicted there
@@ -71,8 +72,8 @@ def distill(
         if left is not None and left.number == number:
             curriculum = left.curriculum
         else:
-            left, walker = None, moving.fusion() if number else None
-            written = write_curriculum(base, members, plan, number, fusion=walker, show_progress=show_progress)
+            left, walker = None, moving.in_place if number else None
+            written = write_curriculum(base, members, plan, number, walker=walker, show_progress=show_progress)
             curriculum = written if curriculum is None else curriculum.with_more(written)
         with moving.in_place() as fused:
 
@@ -128,7 +129,7 @@ def _train(
     states = states_of(fused, [prompt for lessons in sets for prompt in lessons.prompts])
     floor = 1e-3 * max(curriculum.scale.values())
     generator = torch_generator(plan.seed, "distill", number)
-    parameters = moving.parameters()
+    parameters, together = moving.parameters(), -(-plan.batch_size // plan.accumulation)
     steps = range(plan.steps * number // plan.rounds, plan.steps * (number + 1) // plan.rounds)
     if left is not None:
         generator.set_state(left.generator)
@@ -144,21 +145,25 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = _rate_at(step, plan)
             numbers = torch.multinomial(shares, plan.batch_size, replacement=True, generator=generator).tolist()
-            batch = joined([sets[number].one(generator) for number in numbers])
-            text = PromptStates.stacked([states[prompt] for prompt in batch.prompts])
-            with autocast(batch.latents.device, Precision.AUTO):
-                predicted = fused.unet(batch.latents, batch.times, **text.for_unet(batch.latents)).sample
-            unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in batch.times.tolist()])
-            errors = ((predicted.float() - batch.targets).square() * batch.weights).flatten(1).mean(1)
-            loss = (errors / unit.to(errors.device)).mean()
-            loss.backward()
+            batch = [sets[number].one(generator) for number in numbers]
+            loss = 0.0
+            for start in range(0, len(batch), together):
+                part = joined(batch[start : start + together])
+                text = PromptStates.stacked([states[prompt] for prompt in part.prompts])
+                with autocast(part.latents.device, Precision.AUTO):
+                    predicted = fused.unet(part.latents, part.times, **text.for_unet(part.latents)).sample
+                unit = torch.tensor([max(curriculum.scale.get(time, floor), floor) for time in part.times.tolist()])
+                errors = ((predicted.float() - part.targets).square() * part.weights).flatten(1).mean(1)
+                share = (errors / unit.to(errors.device)).sum() / len(batch)
+                share.backward()
+                loss += share.detach()
             moving.take_gradients()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             moving.place()
             bar.update()
             if step % 10 == 0:
-                bar.set_postfix(error=f"{math.sqrt(float(loss.detach())):.3f}", refresh=False)
+                bar.set_postfix(error=f"{math.sqrt(float(loss)):.3f}", refresh=False)
             ended = ((step + 1) % plan.look_every == 0 or step + 1 == plan.steps) and look(step + 1)
             keep(step + 1, generator, ended=ended, now=interrupt.requested)
             if interrupt.requested:

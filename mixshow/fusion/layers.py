@@ -88,6 +88,20 @@ def put_in_place(modules: Mapping[str, nn.Module], changes: Mapping[str, Tensor]
     return attachment
 
 
+def put_biases_in_place(modules: Mapping[str, nn.Module], changes: Mapping[str, Tensor]) -> Attachment:
+    """Add changes to the biases alone; as `put_in_place`, with `[out]` by path."""
+    attachment = Attachment()
+    try:
+        for path, change in changes.items():
+            bias = modules[path].bias
+            assert isinstance(bias, nn.Parameter)
+            _add(bias, change, attachment)
+    except BaseException:
+        attachment.detach()
+        raise
+    return attachment
+
+
 def changed_output(module: nn.Module, x: Tensor, change: Tensor) -> Tensor:
     """What a change adds to a module's output.
 

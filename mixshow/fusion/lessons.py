@@ -6,7 +6,8 @@ Each concept's own model denoises some pictures, later the fused model does; eve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,14 +18,14 @@ from mixshow.core.attachment import Attachment
 from mixshow.core.progress import progress_bar
 from mixshow.core.seeding import derived_seed
 from mixshow.edlora.layerwise import layerwise_states
-from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.members import Member
-from mixshow.fusion.prompts import CAPTIONS, TEXT, filled
+from mixshow.fusion.prompts import ORDINARY, TEXT, filled
 from mixshow.models import Base, PromptStates, make_scheduler, prompt_states
 from mixshow.sampling.denoise import denoise
 from mixshow.sampling.generate import latent_size, start_noise
 from mixshow.sampling.precision import Precision, autocast
 
+Walker = Callable[[], AbstractContextManager[Base]]
 _WALKED_TOGETHER = 8  # pictures
 EMPTY_EVERY = 3  # points: of so many the empty prompt is taught at one, which are still more than are drawn
 # Of an error where the concept's network changes nothing, beside 1 where it changes as much as on average; at most.
@@ -39,8 +40,9 @@ class DistillPlan:
         steps: optimizer steps.
         rate: AdamW's highest rate; it rises over the first steps and falls to 0 along a cosine.
         batch_size: predictions per step.
+        accumulation: passes with gradients that these are split into, for less memory.
         ordinary: share of a batch in which the base teaches ordinary captions.
-        empty: share in which the base teaches the empty prompt on the concepts' pictures.
+        empty: share in which concepts' own models teach the empty prompt on their pictures.
         rounds: how often lessons are written: at first along pictures of the concepts' own models, for every second
             prompt, then along those of the fused model as it is by then, for every `rounds`-th.
         prompts: with `{concept}`; one picture each is denoised.
@@ -54,11 +56,12 @@ class DistillPlan:
     steps: int = 225
     rate: float = 5e-4
     batch_size: int = 8
-    ordinary: float = 0.3
+    accumulation: int = 1
+    ordinary: float = 0.4
     empty: float = 0.1
     rounds: int = 3
     prompts: Sequence[str] = TEXT
-    captions: Sequence[str] = CAPTIONS
+    captions: Sequence[str] = ORDINARY
     walk_steps: int = 12
     guidance: float = 5.0
     look_every: int = 50
@@ -104,7 +107,7 @@ class Curriculum:
 
     Attributes:
         concepts: one set per member, taught by its own model.
-        empty: some of these points with the empty prompt, taught by the base.
+        empty: some of these points with the empty prompt, each taught by the concept's own model.
         ordinary: ordinary captions, taught by the base.
         scale: by timestep, the mean squared change that the concepts' networks make to predictions. Errors are counted
             in this unit, so that no noise level and no loud concept wins.
@@ -128,7 +131,7 @@ def write_curriculum(
     plan: DistillPlan,
     number: int = 0,
     *,
-    fusion: Fusion | None = None,
+    walker: Walker | None = None,
     show_progress: bool = False,
 ) -> Curriculum:
     """Denoise the pictures to learn from and keep every point with the teachers' predictions.
@@ -136,7 +139,7 @@ def write_curriculum(
     Args:
         number: of the round, which has its own share of the prompts and its own start noise; the first one's ordinary
             captions are for all.
-        fusion: what denoises; None: each concept's own model.
+        walker: puts in place what denoises; None: each concept's own model.
     """
     concepts: list[Lessons] = []
     empty: list[Lessons] = []
@@ -145,15 +148,15 @@ def write_curriculum(
     with progress_bar(len(members) + 1, what, enabled=show_progress) as bar:
         for place, member in enumerate(members):
             prompts = filled(lesson_prompts(plan, number), member.concept.text)
-            with member.in_place(base) if fusion is None else fusion.in_place(base) as walker:
-                walked = _lessons(walker, prompts, plan, (number, place))
+            with member.in_place(base) if walker is None else walker() as model:
+                walked = _lessons(model, prompts, plan, (number, place))
             with member.in_place(base) as tuned:
-                own = walked if fusion is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
-            with member.in_place(base, stages=()) as untuned:
-                change = (own.targets - _predict(untuned, own)).square()
+                own = walked if walker is None else dataclasses.replace(walked, targets=_predict(tuned, walked))
                 some = own.part(slice(None, None, EMPTY_EVERY))
                 without = dataclasses.replace(some, prompts=[""] * len(some))
-                empty.append(dataclasses.replace(without, targets=_predict(untuned, without)))
+                empty.append(dataclasses.replace(without, targets=_predict(tuned, without)))
+            with member.in_place(base, stages=()) as untuned:
+                change = (own.targets - _predict(untuned, own)).square()
             for time, size in zip(own.times.tolist(), change.flatten(1).mean(1).tolist()):
                 changes.setdefault(time, []).append(size)
             concepts.append(dataclasses.replace(own, weights=_weights(change)))

@@ -15,6 +15,7 @@ from mixshow.lycoris.carrier import own_weight
 _FUSIONS = 4  # of passes that solve again: the first, the best, the latest and the one that is made
 RECORDING = "recording a concept"
 IN_ORDER = "solving layers in order"
+DISTILLING = "distilling"
 _MATRICES = 5  # of a layer that is solved, beside its sets
 _ROWS_WORK = 5  # tensors of a layer's outputs on kept rows, while another objective than squares is minimised
 
@@ -72,6 +73,22 @@ def fusion_memory(
         what = "recording and solving again" if again else "recording and solving by stages"
         found[what] = max(by_stage, default=0) + results * (_FUSIONS if again else 1)
     return found
+
+
+def distilling_bytes(weights: int, kept: int, *, factors: bool) -> int:
+    """Of weights that are distilled, beside the solution in double precision.
+
+    While it learns each has its value, a gradient and, as a whole, AdamW's two; afterwards the result in double
+    precision in the gradient's place.
+
+    Args:
+        weights: how many.
+        kept: bytes that a pass keeps for its gradients.
+        factors: what moves is few, beside the weights that they give.
+    """
+    single, double = 4, 8
+    optimizer = 0 if factors else 2 * single
+    return weights * (double + single + optimizer) + max(weights * single + kept, weights * double)
 
 
 def paired_bytes(inputs: DistinctInputs) -> int:

@@ -14,10 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mixshow.core.attachment import Attachment
 from mixshow.fusion.factors import Factors
 from mixshow.fusion.fusion import Fusion
-from mixshow.fusion.layers import Stage, layers_of
+from mixshow.fusion.layers import Stage, layers_of, put_biases_in_place
 from mixshow.models import Base
 
 _ROUNDING = 1e-6  # singular values below this share of the largest are rounding
@@ -35,8 +34,10 @@ class MovingWeights:
     def __init__(self, base: Base, fusion: Fusion, factors: Mapping[str, Factors] | None = None) -> None:
         self._base, self._start = base, fusion
         layers = {layer.path: layer.module for layer in layers_of(base).values() if layer.stage is not Stage.TEXT}
-        self._weights = {path: _weight(layers[path]) for path in fusion.changes if path in layers}
-        self._unchanged = {path: weight.detach().float().clone() for path, weight in self._weights.items()}
+        self._modules = {path: layers[path] for path in fusion.changes if path in layers}
+        self._weights = {path: learning_weight(module) for path, module in self._modules.items()}
+        # In single precision the very tensors: nothing is added to them, others take their place.
+        self._unchanged = {path: weight.detach().float() for path, weight in self._weights.items()}
         self._wholes: dict[str, nn.Parameter] = {}
         self._factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
         for path, before in self._unchanged.items():
@@ -81,8 +82,17 @@ class MovingWeights:
     @contextmanager
     def in_place(self) -> Iterator[Base]:
         """The fused model as it is now, whose weights learn within the block."""
-        with self.fusion().in_place(self._base) as fused, Attachment() as attachment:
+        start = self._start.changes
+        rest = {path: change for path, change in start.items() if path not in self._weights}
+        biases = {
+            path: start[path][:, -1] for path, weight in self._weights.items() if start[path].numel() > weight.numel()
+        }
+        with (
+            dataclasses.replace(self._start, changes=rest).in_place(self._base) as fused,
+            put_biases_in_place(self._modules, biases) as attachment,
+        ):
             for weight in self._weights.values():
+                attachment.add(partial(setattr, weight, "data", weight.data))
                 attachment.add(partial(weight.requires_grad_, weight.requires_grad))
                 attachment.add(partial(setattr, weight, "grad", None))
                 weight.requires_grad_(True)
@@ -131,7 +141,8 @@ def balanced_directions(factors: Factors) -> tuple[Tensor, Tensor]:
     return up, lengths[:, None] * (turn @ inputs.mT)
 
 
-def _weight(module: nn.Module) -> nn.Parameter:
+def learning_weight(module: nn.Module) -> nn.Parameter:
+    """What of a layer distilling moves."""
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight

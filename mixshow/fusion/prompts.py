@@ -60,6 +60,25 @@ CAPTIONS = (
     "a bear in the desert",
 )
 
+# Distilling moves weights so much that it needs more of them to leave others as they were.
+ORDINARY = (
+    *CAPTIONS,
+    "a photo of a robot in a room",
+    "a girl with a red hat in the snow",
+    "a man on the beach at night",
+    "a bear and a boy in the forest",
+    "a photo of a woman in the city",
+    "two people in the meadow",
+    "a boy with a green shirt on the stage",
+    "a painting of a girl at the lake",
+    "a robot in the desert",
+    "a man with grey trousers in the kitchen",
+    "a good photo of a street",
+    "a woman and a man in the park",
+    "a drawing of a bear",
+    "a photo of the sea",
+)
+
 HELD_OUT = (
     "a picture of {concept}",
     "a photo of {concept} in the meadow",

@@ -29,6 +29,7 @@ from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
+from mixshow.recipes.fuse_memory import check_memory_of_distilling
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
 from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
@@ -64,6 +65,7 @@ def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = f
     started = time.monotonic()
     processes = Processes.launched()
     base, members, options = prepare(options, source)
+    check_memory_of_distilling(base, members, options)
     loaded = time.monotonic()
     statistics = gather_statistics(base, members, options, source, processes, known)
     solved = _solved(base, members, options, statistics, processes)

@@ -3,15 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from mixshow.config.fuse import FuseOptions
+from mixshow.core.attachment import Attachment
 from mixshow.fusion.layers import Layer
-from mixshow.fusion.members import Member
-from mixshow.fusion.memory import IN_ORDER, RECORDING, fusion_memory
-from mixshow.fusion.own_and_fused import waiting_bytes
+from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.memory import DISTILLING, IN_ORDER, RECORDING, distilling_bytes, fusion_memory
+from mixshow.fusion.moving import learning_weight
+from mixshow.fusion.own_and_fused import UNET, waiting_bytes
 from mixshow.models import Base
+from mixshow.recipes.fuse_refine import distill_plan
 from mixshow.recipes.memory import check_memory
-from mixshow.recipes.statistics import collection_for, kept_for_gradients
+from mixshow.recipes.statistics import collection_for, kept_for_gradients, weighing_bytes
+from mixshow.sampling.precision import Precision, autocast, resolve
+
+
+def check_memory_of_distilling(base: Base, members: Sequence[Member], options: FuseOptions) -> None:
+    """Say so where distilling needs more memory than is free, with the options that help.
+
+    Raises:
+        MixshowError: it needs more than there is in all.
+    """
+    if options.refine.method != "distill":
+        return
+    given = options.refine
+    advice = ["use refine.method=none", "fuse on a machine with more"]
+    if not options.distills_factors:
+        advice.insert(0, "set refine.low_rank=true")
+    if given.accumulation < given.batch_size:
+        advice.insert(0, f"raise refine.accumulation, to {given.batch_size} at most")
+    layers = [layer for stage in UNET for layer in changed_layers(base, members, stage)]
+    check_memory(DISTILLING, memory_of_distilling(base, options, layers), base.device, ", or ".join(advice))
+
+
+def memory_of_distilling(base: Base, options: FuseOptions, layers: Sequence[Layer]) -> int:
+    """Bytes beside the model; one picture's pass is run.
+
+    Args:
+        layers: of the UNet that the members change.
+    """
+    plan, weights = distill_plan(options, 1), [learning_weight(layer.module) for layer in layers]
+    if not weights:
+        return 0
+    with Attachment() as attachment, autocast(base.device, Precision.AUTO):
+        for weight in weights:
+            attachment.add(partial(weight.requires_grad_, weight.requires_grad))
+            weight.requires_grad_(True)
+        kept = kept_for_gradients(base, plan.width, plan.height)
+    # Weights in a smaller number type are kept once, whatever the number of pictures.
+    own = (
+        0
+        if resolve(Precision.AUTO, base.device) is Precision.FP32
+        else 2 * sum(parameter.numel() for parameter in base.unet.parameters() if parameter.dim() > 1)
+    )
+    pictures = -(-plan.batch_size // plan.accumulation)
+    return distilling_bytes(
+        sum(weight.numel() for weight in weights), own + pictures * max(kept - own, 0), factors=options.distills_factors
+    )
 
 
 def memory_needed(
@@ -30,7 +79,7 @@ def memory_needed(
         layers, collection, len(members), len(members) + anchored, recording=recording, kept=options.statistics.keep,
         again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
         metrics=options.keeps_metrics, waiting=waiting_bytes(base, collection, points),
-        backward=kept_for_gradients(base, collection) if collection.sensitive and recording else 0,
+        backward=weighing_bytes(base, collection) if collection.sensitive and recording else 0,
     )  # fmt: skip
 
 
@@ -47,7 +96,7 @@ def check_fusion_memory(
     """
     needed = memory_needed(base, members, options, layers, recording=recording)
     what = max(needed, key=needed.__getitem__)
-    advice = "fuse on a machine with more"
+    advice = "lower statistics.moment_width or statistics.kept_rows, or fuse on a machine with more"
     if what == IN_ORDER:
         advice = f"lower statistics.points, or {advice}"
     if what == RECORDING and options.statistics.row_weights == "sensitivity":

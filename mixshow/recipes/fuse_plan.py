@@ -18,10 +18,12 @@ from mixshow.fusion.cost import Passes
 from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member, changed_layers
+from mixshow.fusion.memory import DISTILLING
+from mixshow.fusion.own_and_fused import UNET
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
-from mixshow.recipes.fuse_memory import memory_needed
+from mixshow.recipes.fuse_memory import memory_needed, memory_of_distilling
 from mixshow.recipes.fuse_refine import distill_plan, validation_plan
 from mixshow.recipes.fuse_statistics import statistics_at_hand
 from mixshow.recipes.statistics import collection_for
@@ -105,6 +107,8 @@ def make_plan(
         again = options.refine.method == "rerecord"
         once = _solving_parts(base, members, options, speed, layers) if again else []
         parts.append(_refining(members, options, speed, layers, once))
+        own = [layer for stage in UNET for layer in layers.get(stage, [])]
+        memory |= {} if again else {DISTILLING: memory_of_distilling(base, options, own)}
     if options.report.heldout:
         passes = cost.heldout_passes(heldout_plan(options), len(members), 1 + (options.refine.method != "none"))
         parts.append(Part("held-out report", 0, passes, speed.of(passes)))

@@ -17,7 +17,7 @@ from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan
 from mixshow.fusion.members import Member
 from mixshow.fusion.objective import Objective
-from mixshow.fusion.prompts import CAPTIONS, TEXT, VALIDATION, VALIDATION_CAPTIONS
+from mixshow.fusion.prompts import ORDINARY, TEXT, VALIDATION, VALIDATION_CAPTIONS
 from mixshow.fusion.rerecord import rerecord
 from mixshow.fusion.solvers import Solver
 from mixshow.fusion.stopping import EarlyStopping
@@ -98,9 +98,10 @@ def distill_plan(options: FuseOptions, concepts: int) -> DistillPlan:
         steps=given.steps_of(concepts),
         rate=given.rate,
         batch_size=given.batch_size,
+        accumulation=min(given.accumulation, given.batch_size),
         rounds=given.rounds,
         prompts=given.prompts or TEXT,
-        captions=options.anchor.captions or CAPTIONS,
+        captions=options.anchor.captions or ORDINARY,
         width=size.width,
         height=size.height,
         seed=given.seed,

@@ -33,8 +33,7 @@ def check_memory(what: str, needed: int, device: torch.device, advice: str) -> N
     if needed <= free:
         return
     text = (
-        f"{what}: needs about {needed / 1e9:.1f} GB of memory beside the model, {free / 1e9:.1f} GB are free; lower "
-        f"statistics.moment_width or statistics.kept_rows, or {advice}"
+        f"{what}: needs about {needed / 1e9:.1f} GB of memory beside the model, {free / 1e9:.1f} GB are free; {advice}"
     )
     if needed > total:
         raise MixshowError(text)

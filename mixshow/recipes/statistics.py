@@ -62,9 +62,10 @@ def record_statistics(
     layers = covered_layers(base, member, kinds, biases=options.biases)
     if not layers:
         raise OptionsError(source, [f"layers: {', '.join(options.layers)} are none of this base and concept"])
-    needed, advice = recording_bytes(layers, collection), "leave kinds out of layers="
+    needed = recording_bytes(layers, collection)
+    advice = "lower statistics.moment_width or statistics.kept_rows, or leave kinds out of layers="
     if collection.sensitive:
-        needed, advice = needed + kept_for_gradients(base, collection), f"lower statistics.batch_size, or {advice}"
+        needed, advice = needed + weighing_bytes(base, collection), f"lower statistics.batch_size, or {advice}"
     check_memory("recording", needed, base.device, advice)
     start = time.monotonic()
     origin = Origins(base, collection, ordinary).of(member)
@@ -78,12 +79,21 @@ def record_statistics(
     return output
 
 
-def kept_for_gradients(base: Base, collection: Collection) -> int:
-    """Bytes that passes of a batch of pictures keep for their gradients, where rows are weighed; runs one picture's."""
-    height, width = latent_size(base, collection.width, collection.height)
-    latents, states = start_noise(base, [0], height, width), prompt_states(base, [""])
+def kept_for_gradients(base: Base, width: int | None, height: int | None) -> int:
+    """Bytes that a pass of one picture keeps for its gradients, by running it.
+
+    Args:
+        width: pixels; None: the base's native side. `height` likewise.
+    """
+    rows, columns = latent_size(base, width, height)
+    latents, states = start_noise(base, [0], rows, columns), prompt_states(base, [""])
     with layerwise_states(base.unet):
-        return collection.batch_size * backward_bytes(base.unet, latents, 1, **states.for_unet(latents))
+        return backward_bytes(base.unet, latents, 1, **states.for_unet(latents))
+
+
+def weighing_bytes(base: Base, collection: Collection) -> int:
+    """What passes of a batch of pictures keep for their gradients, where rows are weighed."""
+    return collection.batch_size * kept_for_gradients(base, collection.width, collection.height)
 
 
 def _member(options: StatisticsFileOptions, file: Path, base: Base) -> Member | None:

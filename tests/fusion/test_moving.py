@@ -76,6 +76,22 @@ def test_gradients_of_factors_are_those_of_autograd(tiny: Base, members: list[Me
         torch.testing.assert_close(ours, theirs.grad)
 
 
+def test_biases_are_in_place_with_what_moves_and_come_off(tiny: Base, members: list[Member]) -> None:
+    plain = weight_average(tiny, members)
+    path = next(path for path in plain.changes if path.endswith("attn1.to_out.0"))
+    change = torch.cat([plain.changes[path], torch.full((len(plain.changes[path]), 1), 0.5).to(plain.changes[path])], 1)
+    fusion = dataclasses.replace(plain, changes={**plain.changes, path: change})
+    module = dict(tiny.unet.named_modules())[path]
+    weight, bias = module.weight.data, module.bias.data
+    moving = MovingWeights(tiny, fusion)
+    with moving.in_place():
+        torch.testing.assert_close(module.bias.detach(), bias + 0.5)
+        torch.testing.assert_close(module.weight.detach(), weight + change[:, :-1].float())
+    assert module.weight.data is weight or module.weight.data_ptr() == weight.data_ptr()
+    assert module.bias.data_ptr() == bias.data_ptr()
+    torch.testing.assert_close(moving.fusion().changes[path], change, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_distilled_factors_come_closer_and_keep_their_rank(tiny: Base, members: list[Member]) -> None:
     start, factors = as_low_rank(tiny, members, weight_average(tiny, members))

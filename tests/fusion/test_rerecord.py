@@ -146,9 +146,9 @@ def test_distilling_keeps_its_best_step(tiny: Base, members: list[Member]) -> No
 
 
 def test_validation_prompts_are_for_stopping_alone() -> None:
-    others = {*prompts.TEXT, *prompts.PICTURES, *prompts.HELD_OUT, *prompts.CAPTIONS, *prompts.HELD_OUT_CAPTIONS}
+    others = {*prompts.TEXT, *prompts.PICTURES, *prompts.HELD_OUT, *prompts.ORDINARY, *prompts.HELD_OUT_CAPTIONS}
     assert not others & {*prompts.VALIDATION, *prompts.VALIDATION_CAPTIONS}
-    assert not {*prompts.HELD_OUT, *prompts.HELD_OUT_CAPTIONS} & {*prompts.TEXT, *prompts.CAPTIONS}
+    assert not {*prompts.HELD_OUT, *prompts.HELD_OUT_CAPTIONS} & {*prompts.TEXT, *prompts.ORDINARY}
 
 
 def test_errors_are_those_of_the_validation_prompts(tiny: Base, members: list[Member], solved: Fusion) -> None:
