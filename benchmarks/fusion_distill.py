@@ -1,9 +1,10 @@
 """Distilling at Stable Diffusion's size: memory against its forecast, and seconds of a step.
 
-    python benchmarks/fusion_distill.py [--placement feed-forward] [--side 32] [--batch 4] [--xl]
+    python benchmarks/fusion_distill.py [--factors] [--batch 4] [--accumulation 4] [--side 32]
+                                        [--placement feed-forward] [--xl]
 
-Random weights of its shape and two random concepts of rank 4, a few steps on lessons of one prompt, on the CPU: weights
-as wholes and as factors, a step's predictions in one pass and one by one.
+Random weights of its shape and two random concepts of rank 4, a few steps on lessons of one prompt, on the CPU. One way
+a run: what a process once held is not counted again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--placement", choices=PLACEMENTS, default="attention")
+    parser.add_argument("--factors", action="store_true", help="as refine.low_rank; otherwise weights as wholes")
     parser.add_argument("--batch", type=int, default=4, help="predictions of a step (default: %(default)s)")
+    parser.add_argument("--accumulation", type=int, default=1, help="passes of a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2, help="of the optimizer (default: %(default)s)")
     parser.add_argument("--side", type=int, default=32, help="of the latents (default: %(default)s)")
     parser.add_argument("--xl", action="store_true", help="Stable Diffusion XL's shape; takes 14 GB")
@@ -50,16 +53,12 @@ def main() -> None:
         model.eval().requires_grad_(False)
     members = [Member(concept(base, number, PLACEMENTS[given.placement])) for number in range(2)]
     print(f"model: {resident_gb():.1f} GB of memory", flush=True)
-    rows = []
+    refine = RefineOptions(
+        steps=given.steps, batch_size=given.batch, accumulation=given.accumulation, rounds=1, low_rank=given.factors
+    )
     with subnormals_flushed():
-        for low_rank in (False, True):
-            for accumulation in (1, given.batch):
-                refine = RefineOptions(
-                    steps=given.steps, batch_size=given.batch, accumulation=accumulation, rounds=1, low_rank=low_rank
-                )
-                rows.append(measured(base, members, refine, given.side * base.topology.latent_factor))
-                print(rows[-1], flush=True)
-    print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+        row = measured(base, members, refine, given.side * base.topology.latent_factor)
+    print(markdown_table(list(row), [list(row.values())]))
 
 
 def measured(base: Base, members: list[Member], refine: RefineOptions, side: int) -> dict[str, str | int]:
