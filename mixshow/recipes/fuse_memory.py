@@ -1,4 +1,4 @@
-"""Memory that a fusion needs beside its model, and what it collects for that."""
+"""Memory that a fusion needs beside its model, and whether there is as much, before it starts."""
 
 from __future__ import annotations
 
