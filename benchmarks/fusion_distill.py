@@ -67,7 +67,7 @@ def measured(base: Base, members: list[Member], refine: RefineOptions, side: int
     options = FuseOptions(base="", concepts=[], output=Path(), refine=refine, statistics=size)
     layers = [layer for stage in UNET for layer in changed_layers(base, members, stage)]
     assert any(layer.stage is Stage.SPATIAL for layer in layers)
-    forecast = memory_of_distilling(base, options, layers)
+    forecast = memory_of_distilling(base, members, options, layers)
     plan = dataclasses.replace(
         distill_plan(options, len(members)), prompts=["{concept}"], captions=["a photo"], walk_steps=2
     )
@@ -86,10 +86,9 @@ def measured(base: Base, members: list[Member], refine: RefineOptions, side: int
 
 
 def solution(base: Base, members: list[Member], *, factors: bool) -> tuple[Fusion, dict | None]:
-    """Where distilling starts, in double precision as a solver leaves it."""
-    average = weight_average(base, members)
-    fusion = dataclasses.replace(average, changes={path: each.double() for path, each in average.changes.items()})
-    return as_low_rank(base, members, fusion) if factors else (fusion, None)
+    """Where distilling starts: factors in double precision, as a solver leaves them."""
+    fusion, found = as_low_rank(base, members, weight_average(base, members))
+    return fusion, found if factors else None
 
 
 if __name__ == "__main__":

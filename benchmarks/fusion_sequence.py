@@ -35,6 +35,7 @@ from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.prompts import CAPTIONS
 from mixshow.fusion.sequential import solved_in_order
 from mixshow.fusion.solvers import LBFGS
+from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base, prompt_states
 from mixshow.sampling.generate import latent_size, start_noise
 
@@ -76,7 +77,9 @@ def measured(base: Base, members: list[Member], collection: Collection) -> dict[
     points = count * collection.share_of_points(count) + collection.share_of_points(count, captions=True)
     every = [layer for stage in Stage for layer in changed_layers(base, members, stage)]
     waiting = waiting_bytes(base, collection, points)
-    forecast = fusion_memory(every, collection, count, count + 1, waiting=waiting)[IN_ORDER]
+    forecast = fusion_memory(every, collection, count, count + 1, waiting=waiting, ranks=ranks_of(base, members))[
+        IN_ORDER
+    ]
     with PeakMemory() as peak:
         start = time.perf_counter()
         found = solved_in_order(

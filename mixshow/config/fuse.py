@@ -201,6 +201,11 @@ class FuseOptions(Section):
         return self.lora.rank is not None or self.lora.energy is not None
 
     @property
+    def solves_thin(self) -> bool:
+        """Whether solutions of low-rank changes stay factors."""
+        return self.method == "solve" and self.solver.objective == "squares"
+
+    @property
     def collects(self) -> Literal["sequential", "independent", "progressive"]:
         """How inputs are collected, where it is left open too."""
         if self.statistics.collect is not None:

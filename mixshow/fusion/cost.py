@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection as Some
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distinct_inputs import DistinctInputs
 from mixshow.fusion.heldout import HeldOutPlan
-from mixshow.fusion.layers import Stage
+from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.lessons import EMPTY_EVERY, DistillPlan, lesson_prompts
+from mixshow.fusion.statistics import input_width
+from mixshow.lycoris.carrier import own_weight
 
 _BACKWARD = 2  # passes that a backward pass takes as long as
 
@@ -90,9 +92,18 @@ def stored_bytes(inputs: Sequence[DistinctInputs], collection: Collection, sets:
     )
 
 
-def solved_bytes(inputs: Sequence[DistinctInputs]) -> int:
-    """Of all layers' changes in double precision."""
-    return sum(8 * each.count * each.width * sum(each.outputs) for each in inputs)
+def solved_bytes(layers: Sequence[Layer], ranks: Mapping[str, int]) -> int:
+    """Of all layers' changes in double precision, as factors where these are smaller.
+
+    Args:
+        ranks: by module path; layers that are not there have wholes.
+    """
+    total = 0
+    for layer in layers:
+        outputs, width = len(own_weight(layer.module)), input_width(layer.module) + layer.extended
+        rank = ranks.get(layer.path, outputs)
+        total += outputs * width if rank >= outputs else rank * (outputs + width)
+    return 8 * total
 
 
 def solving_operations(inputs: Sequence[DistinctInputs], collection: Collection, ranks: int, sets: int) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.fusion import FormedChanges, Fusion
 from mixshow.fusion.members import Member
 from mixshow.models import Base
 
@@ -132,7 +132,7 @@ def as_low_rank(
         for path, change in fusion.changes.items()
         if bool(change.any())
     }
-    changes = {path: each.up @ each.down for path, each in factors.items()}
+    changes = FormedChanges({path: (each.up, each.down) for path, each in factors.items()})
     directions = {path: each.up for path, each in factors.items()}
     return dataclasses.replace(fusion, changes=changes, directions=directions, metrics={}), factors
 

@@ -12,13 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from torch import Tensor
-
 from mixshow.core.processes import Processes
 from mixshow.core.progress import progress_bar, tracked
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.deltas import Deltas
-from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.fusion import FormedChanges, Fusion
 from mixshow.fusion.kept import KeptInputs, sample_rows, token_rows
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member, all_embeddings, changed_layers
@@ -113,9 +111,8 @@ def fuse(
     return Fusion(_changes(found), all_embeddings(members), outcomes, seconds, metrics)
 
 
-def _changes(solved: Sequence[Solved]) -> dict[str, Tensor]:
-    """By module path."""
-    return {each.outcome.name: each.outcome.change for each in solved}
+def _changes(solved: Sequence[Solved]) -> FormedChanges:
+    return FormedChanges({each.outcome.name: each.outcome.parts for each in solved})
 
 
 def solve_stage(

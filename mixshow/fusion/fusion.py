@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
@@ -14,6 +16,34 @@ from mixshow.fusion.layers import layers_of, put_in_place
 from mixshow.fusion.solvers import Outcome
 from mixshow.models import Base
 from mixshow.models.embedding_table import with_concept_tokens
+
+
+class FormedChanges(Mapping[str, Tensor]):
+    """Changes by module path, each formed when it is asked for: all of a large model's would take gigabytes.
+
+    Args:
+        parts: of each change, to be multiplied: `up [out, rank]` and `down [rank, in]`, or itself alone.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[Tensor]]) -> None:
+        self.parts = dict(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self.parts  # without forming the change
+
+    def __getitem__(self, path: str) -> Tensor:
+        return reduce(torch.matmul, self.parts[path])
+
+
+def parts_of(changes: Mapping[str, Tensor], path: str) -> Sequence[Tensor]:
+    """What a change is the product of."""
+    return changes.parts[path] if isinstance(changes, FormedChanges) else [changes[path]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.cost import solved_bytes
@@ -33,6 +33,7 @@ def fusion_memory(
     metrics: bool = False,
     waiting: int = 0,
     backward: int = 0,
+    ranks: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Bytes by what they are needed for.
 
@@ -47,10 +48,11 @@ def fusion_memory(
         metrics: every layer's S is kept until changes are truncated in it, beside the solutions themselves.
         backward: bytes that a pass forwards keeps for one backwards, while rows are weighed.
         waiting: bytes of points that wait at layers which are solved in order.
+        ranks: of solutions that are kept as factors, by module path.
     """
     in_order = [layer for layer in layers if collection.solves_in_order(layer)]
     inputs = distinct_inputs(layers, collection)
-    results = solved_bytes(inputs) + (metric_bytes(inputs, collection) if metrics else 0)
+    results = solved_bytes(layers, ranks or {}) + (metric_bytes(inputs, collection) if metrics else 0)
     apart = [layer for layer in layers if layer not in in_order]
     stages = [own for stage in Stage if (own := [layer for layer in apart if layer.stage is stage])]
     solving = [
@@ -75,20 +77,20 @@ def fusion_memory(
     return found
 
 
-def distilling_bytes(weights: int, kept: int, *, factors: bool) -> int:
-    """Of weights that are distilled, beside the solution in double precision.
+def distilling_bytes(weights: int, kept: int, *, factors: bool, copied: bool = False) -> int:
+    """Of weights that are distilled, beside the solution.
 
-    While it learns each has its value, a gradient and, as a whole, AdamW's two; afterwards the result in double
-    precision in the gradient's place.
+    While it learns each has its value, a gradient and, as a whole, AdamW's two; afterwards the result in the gradient's
+    place, all in single precision.
 
     Args:
         weights: how many.
         kept: bytes that a pass keeps for its gradients.
         factors: what moves is few, beside the weights that they give.
+        copied: the base is in a smaller number type, so that what it was is kept in single precision too.
     """
-    single, double = 4, 8
-    optimizer = 0 if factors else 2 * single
-    return weights * (double + single + optimizer) + max(weights * single + kept, weights * double)
+    single = 4
+    return weights * single * (1 + copied + (0 if factors else 2)) + weights * single + kept
 
 
 def paired_bytes(inputs: DistinctInputs) -> int:

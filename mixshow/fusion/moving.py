@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mixshow.fusion.factors import Factors
-from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.fusion import FormedChanges, Fusion, parts_of
 from mixshow.fusion.layers import Stage, layers_of, put_biases_in_place
 from mixshow.models import Base
 
@@ -40,11 +40,15 @@ class MovingWeights:
         self._unchanged = {path: weight.detach().float() for path, weight in self._weights.items()}
         self._wholes: dict[str, nn.Parameter] = {}
         self._factors: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
+        self._biases: dict[str, Tensor] = {}  # changes of them, which stay
         for path, before in self._unchanged.items():
             own = (factors or {}).get(path)
             if own is None:
-                change = fusion.changes[path].to(before.device)[:, : before[0].numel()]
-                self._wholes[path] = nn.Parameter((before.to(change) + change.reshape(before.shape)).float())
+                change = fusion.changes[path].to(before.device)
+                weight, rest = change[:, : before[0].numel()], change[:, before[0].numel() :]
+                self._wholes[path] = nn.Parameter((before.to(weight) + weight.reshape(before.shape)).float())
+                if rest.numel():
+                    self._biases[path] = rest[:, 0].clone()
             else:
                 up, down = (factor.float().to(before.device) for factor in balanced_directions(own))
                 self._factors[path] = nn.Parameter(up), nn.Parameter(down)
@@ -69,27 +73,31 @@ class MovingWeights:
     def fusion(self) -> Fusion:
         """The fusion with the weights as they are now; layers with factors have these exactly."""
         with torch.no_grad():
-            found = {path: whole.detach() - self._unchanged[path] for path, whole in self._wholes.items()}
-            found |= {path: up.detach().double() @ down.detach().double() for path, (up, down) in self._factors.items()}
-        changes = dict(self._start.changes)
-        for path, moved in found.items():
-            before = changes[path]
-            weight = moved.reshape(len(before), -1).to(before)
-            changes[path] = torch.cat([weight, before[:, weight.shape[1] :]], dim=1)  # the bias, if any, stays
+            parts = {
+                path: [self._with_bias(path, whole.detach() - self._unchanged[path])]
+                for path, whole in self._wholes.items()
+            }
+            for path, both in self._factors.items():
+                parts[path] = [factor.detach().double() for factor in both]
+        start = self._start.changes
+        changes = FormedChanges({path: parts.get(path) or parts_of(start, path) for path in start})
         directions = {path: up.detach().clone() for path, (up, _) in self._factors.items()}
         return dataclasses.replace(self._start, changes=changes, directions={**self._start.directions, **directions})
+
+    def _with_bias(self, path: str, moved: Tensor) -> Tensor:
+        """A weight's change as a matrix, with the bias's, which stays, as its last column where it has one."""
+        rows = moved.reshape(len(moved), -1)
+        bias = self._biases.get(path)
+        return rows if bias is None else torch.cat([rows.to(bias), bias[:, None]], dim=1)
 
     @contextmanager
     def in_place(self) -> Iterator[Base]:
         """The fused model as it is now, whose weights learn within the block."""
         start = self._start.changes
-        rest = {path: change for path, change in start.items() if path not in self._weights}
-        biases = {
-            path: start[path][:, -1] for path, weight in self._weights.items() if start[path].numel() > weight.numel()
-        }
+        rest = FormedChanges({path: parts_of(start, path) for path in start if path not in self._weights})
         with (
             dataclasses.replace(self._start, changes=rest).in_place(self._base) as fused,
-            put_biases_in_place(self._modules, biases) as attachment,
+            put_biases_in_place(self._modules, self._biases) as attachment,
         ):
             for weight in self._weights.values():
                 attachment.add(partial(setattr, weight, "data", weight.data))

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.fuse import keep_inputs, record_stage, solve_stage
-from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.fusion import FormedChanges, Fusion
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.objective import Objective
@@ -90,11 +90,11 @@ def _pass(
             base, members, deltas, recorded, objective, solvers[stage], kept,
             keep_metrics=bool(fusion.metrics), what=stage.value if show_progress else "",
         )  # fmt: skip
-        outcomes = {each.outcome.name: each.outcome for each in found}
+        outcomes = {**fusion.outcomes, **{each.outcome.name: each.outcome for each in found}}
         fusion = dataclasses.replace(
             fusion,
-            changes={**fusion.changes, **{name: outcome.change for name, outcome in outcomes.items()}},
-            outcomes={**fusion.outcomes, **outcomes},
+            changes=FormedChanges({name: outcome.parts for name, outcome in outcomes.items()}),
+            outcomes=outcomes,
             metrics={**fusion.metrics, **{each.outcome.name: each.metric for each in found if each.metric is not None}},
         )
     return fusion

@@ -98,10 +98,11 @@ def solved_in_order(
                     if solutions is not None and processes.main and path not in (known or {}):
                         solutions.write([found[path]])
                     bar.update()
+                fused_change = found[path].outcome.change
                 for each in waiting:
                     own, lacking = each.output.chunk(2)
-                    change = changed_output(layer.module, each.input.chunk(2)[1], found[path].outcome.change)
-                    each.output = torch.cat([own, lacking + change])
+                    added = changed_output(layer.module, each.input.chunk(2)[1], fused_change)
+                    each.output = torch.cat([own, lacking + added])
                 solving.let_go(layer, passes)
     return list(found.values())
 
@@ -169,8 +170,7 @@ class _Solving:
         concepts, anchor = pairs[: len(self._members)], pairs[len(self._members) :]
         paired = PairedProblem(layer.path, problem.inputs, problem.deltas, concepts, anchor[0] if anchor else None)
         outcome = self._solver.solve([paired])[0]
-        change = outcome.change if basis is None else basis @ outcome.change
-        outcome = dataclasses.replace(outcome, change=change, in_order=True)
+        outcome = dataclasses.replace(outcome, basis=basis, in_order=True)
         return Solved(outcome, problem.inputs.matrix if self._keep_metrics else None)
 
     def _problem(self, layer: Layer, inputs: Sequence[LayerStatistics]) -> LayerProblem:

@@ -144,7 +144,8 @@ def _formed(held: Sequence[Inputs], basis: Tensor | None) -> list[dict[str, Laye
 
 def _whole(solution: Solved, basis: Tensor, ridge: float) -> Solved:
     """A solution in terms of a basis of the inputs' span, in terms of the inputs."""
-    outcome = dataclasses.replace(solution.outcome, change=solution.outcome.change @ basis.mT, width=len(basis))
+    coordinates = solution.outcome.coordinates @ basis.mT
+    outcome = dataclasses.replace(solution.outcome, coordinates=coordinates, width=len(basis))
     return Solved(outcome, None if solution.metric is None else whole_metric(solution.metric, ridge, basis))
 
 

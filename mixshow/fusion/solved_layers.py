@@ -22,7 +22,7 @@ from mixshow.core.progress import log
 from mixshow.fusion.solvers import Outcome, Status
 from mixshow.fusion.solvers.outcome import ConstraintFit
 
-_CHANGE, _METRIC = "change.", "metric."
+_COORDINATES, _BASIS, _METRIC = "change.", "basis.", "metric."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,7 +75,9 @@ class SolvedLayers:
         about: list[dict[str, Any]] = []
         for each in part:
             name = each.outcome.name
-            tensors[_CHANGE + name] = each.outcome.change
+            tensors[_COORDINATES + name] = each.outcome.coordinates
+            if each.outcome.basis is not None:
+                tensors[_BASIS + name] = each.outcome.basis
             if each.metric is not None and id(each.metric) not in shared:
                 shared[id(each.metric)] = name
                 tensors[_METRIC + name] = each.metric
@@ -96,10 +98,11 @@ def digest(*parts: object) -> str:
 
 def _plain(outcome: Outcome) -> dict[str, Any]:
     fields = {field.name: getattr(outcome, field.name) for field in dataclasses.fields(outcome)}
-    del fields["change"]
+    del fields["coordinates"]
     fit = outcome.constraints
     return {
         **fields,
+        "basis": outcome.basis is not None,
         "status": outcome.status.name,
         "before": list(outcome.before),
         "after": list(outcome.after),
@@ -120,11 +123,13 @@ def _read(path: Path, names: Collection[str], metrics: bool, device: torch.devic
             return tensors[key]
 
         for each in about:
-            outcome = _outcome(each["outcome"], tensor(_CHANGE + each["outcome"]["name"]))
+            about_it, name = each["outcome"], each["outcome"]["name"]
+            basis = tensor(_BASIS + name) if about_it["basis"] else None
+            outcome = _outcome({**about_it, "basis": basis}, tensor(_COORDINATES + name))
             yield Solved(outcome, tensor(_METRIC + each["metric"]) if metrics else None)
 
 
-def _outcome(fields: Mapping[str, Any], change: Tensor) -> Outcome:
+def _outcome(fields: Mapping[str, Any], coordinates: Tensor) -> Outcome:
     fit = fields["constraints"]
     own = {**fields, "status": Status[fields["status"]], "constraints": None if fit is None else ConstraintFit(**fit)}
-    return Outcome(change=change, **own)
+    return Outcome(coordinates=coordinates, **own)

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mixshow.fusion.deltas import FormedMatrices, Matrices
 from mixshow.fusion.inputs import Inputs
+from mixshow.fusion.members import Member
 from mixshow.fusion.moments import Squares, opened, times
 from mixshow.fusion.problem import LayerProblem, Measured
 from mixshow.fusion.solvers import Outcome, Solver
 from mixshow.fusion.solvers.outcome import by_inputs
 from mixshow.fusion.statistics import LayerInputs
+from mixshow.models import Base
 
 Factors = Sequence["tuple[Tensor, Tensor] | None"]  # up [out, r], down [r, in] of each concept
 _HALF_THE_DIGITS = 1e-8  # of float64: a difference that is smaller than this share of its terms has fewer left
@@ -35,10 +37,7 @@ def solve_thin(solver: Solver, problems: Sequence[LayerProblem]) -> list[Outcome
         own = [place for place in places if bases[place] is not None]
         for place, problem in zip(own, _thinned([problems[place] for place in own], [bases[place] for place in own])):
             thin[place] = problem
-    return [
-        outcome if basis is None else dataclasses.replace(outcome, change=basis @ outcome.change)
-        for outcome, basis in zip(solver.solve(thin), bases)
-    ]
+    return [dataclasses.replace(outcome, basis=basis) for outcome, basis in zip(solver.solve(thin), bases)]
 
 
 def basis_of(problem: LayerProblem) -> Tensor | None:
@@ -48,6 +47,21 @@ def basis_of(problem: LayerProblem) -> Tensor | None:
         return None
     ups = torch.cat([each[0] for each in factors if each is not None], dim=1).double()
     return torch.linalg.qr(ups).Q if ups.shape[1] < ups.shape[0] else None
+
+
+def ranks_of(base: Base, members: Sequence[Member]) -> dict[str, int]:
+    """By module path, what members' ranks sum up to; without layers in which one of them has no low rank."""
+    found: dict[str, int] = {}
+    whole: set[str] = set()
+    for member in members:
+        changes = member.changes(base)
+        for path in changes:
+            factors = changes.factors(path)
+            if factors is None:
+                whole.add(path)
+            else:
+                found[path] = found.get(path, 0) + factors[0].shape[1]
+    return {path: rank for path, rank in found.items() if path not in whole}
 
 
 def _factors_of(problem: LayerProblem) -> Factors | None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
 from mixshow.config.fuse import FuseOptions
 from mixshow.core.attachment import Attachment
+from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.layers import Layer
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import DISTILLING, IN_ORDER, RECORDING, distilling_bytes, fusion_memory
 from mixshow.fusion.moving import learning_weight
 from mixshow.fusion.own_and_fused import UNET, waiting_bytes
+from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base
 from mixshow.recipes.fuse_refine import distill_plan
 from mixshow.recipes.memory import check_memory
@@ -34,10 +38,10 @@ def check_memory_of_distilling(base: Base, members: Sequence[Member], options: F
     if given.accumulation < given.batch_size:
         advice.insert(0, f"raise refine.accumulation, to {given.batch_size} at most")
     layers = [layer for stage in UNET for layer in changed_layers(base, members, stage)]
-    check_memory(DISTILLING, memory_of_distilling(base, options, layers), base.device, ", or ".join(advice))
+    check_memory(DISTILLING, memory_of_distilling(base, members, options, layers), base.device, ", or ".join(advice))
 
 
-def memory_of_distilling(base: Base, options: FuseOptions, layers: Sequence[Layer]) -> int:
+def memory_of_distilling(base: Base, members: Sequence[Member], options: FuseOptions, layers: Sequence[Layer]) -> int:
     """Bytes beside the model; one picture's pass is run.
 
     Args:
@@ -58,8 +62,11 @@ def memory_of_distilling(base: Base, options: FuseOptions, layers: Sequence[Laye
         else 2 * sum(parameter.numel() for parameter in base.unet.parameters() if parameter.dim() > 1)
     )
     pictures = -(-plan.batch_size // plan.accumulation)
-    return distilling_bytes(
-        sum(weight.numel() for weight in weights), own + pictures * max(kept - own, 0), factors=options.distills_factors
+    return solved_bytes(layers, ranks_of(base, members)) + distilling_bytes(
+        sum(weight.numel() for weight in weights),
+        own + pictures * max(kept - own, 0),
+        factors=options.distills_factors,
+        copied=any(weight.dtype != torch.float32 for weight in weights),
     )
 
 
@@ -80,6 +87,7 @@ def memory_needed(
         again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
         metrics=options.keeps_metrics, waiting=waiting_bytes(base, collection, points),
         backward=weighing_bytes(base, collection) if collection.sensitive and recording else 0,
+        ranks=ranks_of(base, members) if options.solves_thin else {},
     )  # fmt: skip
 
 

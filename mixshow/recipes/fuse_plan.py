@@ -20,6 +20,7 @@ from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import DISTILLING
 from mixshow.fusion.own_and_fused import UNET
+from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
@@ -108,7 +109,7 @@ def make_plan(
         once = _solving_parts(base, members, options, speed, layers) if again else []
         parts.append(_refining(members, options, speed, layers, once))
         own = [layer for stage in UNET for layer in layers.get(stage, [])]
-        memory |= {} if again else {DISTILLING: memory_of_distilling(base, options, own)}
+        memory |= {} if again else {DISTILLING: memory_of_distilling(base, members, options, own)}
     if options.report.heldout:
         passes = cost.heldout_passes(heldout_plan(options), len(members), 1 + (options.refine.method != "none"))
         parts.append(Part("held-out report", 0, passes, speed.of(passes)))
@@ -185,14 +186,13 @@ def _memory(
 ) -> dict[str, int]:
     """Memory, and what waits on the disk until the run ends."""
     collection = collection_for(options)
-    inputs = distinct_inputs(layers, collection)
     stored = layers if options.statistics.keep else [own for own in layers if not collection.solves_in_order(own)]
     sets = len(members) + (problem_of(options)[0].anchor_weight > 0)
     found = memory_needed(base, members, options, layers, recording=len(at_hand) < sets)
     if not collection.progressive:
         waiting = cost.stored_bytes(
             distinct_inputs(stored, collection), collection, sets - len(at_hand)
-        ) + cost.solved_bytes(inputs)
+        ) + cost.solved_bytes(layers, ranks_of(base, members) if options.solves_thin else {})
         found["statistics and solved layers on the disk"] = waiting
     return found
 

@@ -13,7 +13,7 @@ from mixshow.config.fuse import FuseOptions
 from mixshow.core.version import __version__
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.distill_checkpoint import Checkpoints
-from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.fusion import Fusion, parts_of
 from mixshow.fusion.heldout import HeldOutPlan
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan
@@ -75,7 +75,9 @@ def distill_checkpoints(
         for member in members
     ]
     form = (options.distills_factors, options.lora)
-    values = [(path, tuple(change.shape), _bits(change)) for path, change in start.changes.items()]
+    values = [
+        (path, tuple(part.shape), _bits(part)) for path in start.changes for part in parts_of(start.changes, path)
+    ]
     return Checkpoints(
         work_folder(options), digest(_program(base), weights_hash(base), concepts, values, form, plan, stops)
     )

@@ -126,7 +126,9 @@ def test_other_numbers_of_rows_are_recorded_again(monkeypatch: pytest.MonkeyPatc
 def test_solutions_come_back_as_they_were(tmp_path: Path) -> None:
     fit = ConstraintFit(3, 2, float("inf"), 0.1)
     first = Outcome("a", torch.randn(3, 2).double(), Status.SOLVED, 0, 2, 2, 1 / 3, [0.1], [0.2], 1e-300, 3.0, fit)
-    second = dataclasses.replace(first, name="b", status=Status.ITERATION_LIMIT, constraints=None)
+    second = dataclasses.replace(
+        first, name="b", status=Status.ITERATION_LIMIT, constraints=None, basis=torch.randn(5, 3).double()
+    )
     metric = torch.randn(2, 2).double()
     kept = SolvedLayers(tmp_path / "work", "key")
     assert kept.read(["a"], metrics=False) == {}
@@ -137,7 +139,9 @@ def test_solutions_come_back_as_they_were(tmp_path: Path) -> None:
     for expected in (first, second):
         own = found[expected.name].outcome
         assert torch.equal(own.change, expected.change) and own.change.dtype == torch.float64
-        assert dataclasses.replace(own, change=expected.change).__dict__ == expected.__dict__
+        held = {"coordinates": expected.coordinates, "basis": expected.basis}
+        assert (own.basis is None) == (expected.basis is None)
+        assert dataclasses.replace(own, **held).__dict__ == expected.__dict__
     found = kept.read(["a", "b", "c"], metrics=True)
     assert found.keys() == {"a", "b"} and found["a"].metric is found["b"].metric
     assert torch.equal(found["a"].metric, metric)  # type: ignore[arg-type]

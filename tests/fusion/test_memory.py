@@ -10,6 +10,7 @@ from mixshow.fusion.collect import Collection
 from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.fuse import Recorded, fuse, keep_inputs, record_stage
+from mixshow.fusion.fusion import FormedChanges
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import (
@@ -24,6 +25,7 @@ from mixshow.fusion.memory import (
 from mixshow.fusion.objective import Objective
 from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.fusion.solvers import Exact
+from mixshow.fusion.thin import ranks_of
 from mixshow.fusion.wide import KeptRows
 from mixshow.models import Base
 from tests.tiny import tiny_concept
@@ -67,7 +69,7 @@ def test_every_part_of_a_fusion_is_counted(tiny: Base, members: list[Member]) ->
     again = fusion_memory(layers, squares, 2, 3, again=True)
     assert again["recording and solving again"] > max(most, plain["solving"]) and again.keys() > plain.keys()
     [stages] = fusion_memory(layers, dataclasses.replace(squares, progressive=True), 2, 3).values()
-    solutions = solved_bytes(distinct_inputs(layers, squares))
+    solutions = solved_bytes(layers, {})
     assert stages - solutions == again["recording and solving again"] - 4 * solutions
     # Rows, and the moments of wide inputs, which other objectives and shrinking want formed.
     assert fusion_memory(layers, COLLECTION, 2, 3)["solving"] > plain["solving"]
@@ -80,7 +82,7 @@ def test_points_that_wait_and_passes_with_gradients_are_counted(tiny: Base, memb
     layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
     collection = dataclasses.replace(COLLECTION, rows=0, sequential=True, moment_width=10_000)
     few, many = (fusion_memory(layers, collection, 2, 3, waiting=waiting) for waiting in (0, 10**9))
-    assert many[IN_ORDER] == few[IN_ORDER] + 10**9 and few[IN_ORDER] > solved_bytes(distinct_inputs(layers, collection))
+    assert many[IN_ORDER] == few[IN_ORDER] + 10**9 and few[IN_ORDER] > solved_bytes(layers, {})
     kept = fusion_memory(layers, collection, 2, 3, kept=True, backward=10**9)[RECORDING]
     apart = dataclasses.replace(collection, sequential=False)
     assert kept == fusion_memory(layers, apart, 2, 3)[RECORDING] + 10**9 > many[RECORDING] + 10**9
@@ -93,13 +95,20 @@ def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: list[Memb
     layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
     collection = dataclasses.replace(COLLECTION, rows=0, moment_width=10_000)
     fusion = fuse(tiny, members, collection, OBJECTIVE, dict.fromkeys(Stage, Exact()), keep_metrics=True)
-    changes = sum(change.nbytes for change in fusion.changes.values())
+    ranks = ranks_of(tiny, members)
+    assert isinstance(fusion.changes, FormedChanges) and ranks.keys() == fusion.changes.keys()
+    changes = sum(part.nbytes for parts in fusion.changes.parts.values() for part in parts)
+    assert changes == solved_bytes(layers, ranks) < solved_bytes(layers, {})
     metrics = sum(metric.nbytes for metric in {id(metric): metric for metric in fusion.metrics.values()}.values())
-    plain, kept = (fusion_memory(layers, collection, 2, 3, metrics=metrics)["solving"] for metrics in (False, True))
+    plain, kept = (
+        fusion_memory(layers, collection, 2, 3, metrics=metrics, ranks=ranks)["solving"] for metrics in (False, True)
+    )
     solving = max(solving_memory(changed_layers(tiny, members, stage), collection, 3) for stage in Stage)
     assert plain == solving + changes
     assert kept == plain + metrics
-    again = fusion_memory(layers, collection, 2, 3, again=True, metrics=True)["recording and solving again"]
+    again = fusion_memory(layers, collection, 2, 3, again=True, metrics=True, ranks=ranks)[
+        "recording and solving again"
+    ]
     assert again > 4 * (changes + metrics)
 
 

@@ -48,7 +48,8 @@ class Outcome:
     """The fused change of one layer.
 
     Attributes:
-        change: D, `[out, in]`, float64; with the bias's change as a last column where it changes.
+        coordinates: D in terms of `basis`, `[rank, in]`, or D itself, `[out, in]`; float64, with the bias's change as a
+            last column where it changes.
         rank: of the inputs, out of `width`; over all channels of a normalisation.
         iterations: steps of an iterative solver, 0 for a factorisation.
         before: for each concept the residual of the unchanged base (D = 0).
@@ -56,10 +57,11 @@ class Outcome:
         objective_before: what was minimised, at D = 0; `objective_after` for the solution.
         constraints: of a problem that has them.
         in_order: residuals are of what all layers up to this one left lacking, not of this layer's change.
+        basis: orthonormal columns, `[out, rank]`, that hold all of D's outputs; None: as many as outputs.
     """
 
     name: str
-    change: Tensor
+    coordinates: Tensor
     status: Status
     iterations: int
     rank: int
@@ -71,6 +73,17 @@ class Outcome:
     objective_after: float
     constraints: ConstraintFit | None = None
     in_order: bool = False
+    basis: Tensor | None = None
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """What D is the product of."""
+        return [self.coordinates] if self.basis is None else [self.basis, self.coordinates]
+
+    @property
+    def change(self) -> Tensor:
+        """D, `[out, in]`, formed when it is asked for."""
+        return self.coordinates if self.basis is None else self.basis @ self.coordinates
 
     @property
     def advice(self) -> str:
@@ -101,7 +114,7 @@ class Outcome:
             "width": self.width,
             "condition": self.condition,
             "objective": [self.objective_before, self.objective_after],
-            "change_norm": float(self.change.norm()),
+            "change_norm": float(self.coordinates.norm()),
             "advice": self.advice,
             **({"constraints": dataclasses.asdict(self.constraints)} if self.constraints else {}),
         }
