@@ -8,8 +8,6 @@ from torch import Tensor
 
 from mixshow.fusion.build import build_problems
 from mixshow.fusion.deltas import Matrices
-from mixshow.fusion.inputs import Inputs
-from mixshow.fusion.lanczos import largest_eigenvalue
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.problem import LayerProblem
@@ -86,16 +84,3 @@ def test_wide_moments_are_the_products_of_all_rows() -> None:
     torch.testing.assert_close(moment, rows.T @ rows)
     longer = second_moment(rows, extended=True)
     torch.testing.assert_close(longer[-1], torch.cat([rows, torch.ones(50, 1).double()], dim=1).sum(0))
-
-
-def test_condition_of_wide_inputs_with_a_ridge_is_near_the_spectrums() -> None:
-    rows = random(900, 300, seed=4) * torch.arange(1, 301).double().pow(-1)
-    inputs = Inputs([LayerStatistics.of_rows(rows)], [1.0], ridge=1e-3)
-    values = torch.linalg.eigvalsh(inputs.matrix)
-    assert inputs.rank == 300 and inputs.condition == pytest.approx(float(values[-1] / values[0]), rel=0.1)
-    assert largest_eigenvalue(lambda v: inputs.matrix @ v, inputs.matrix) == pytest.approx(float(values[-1]), rel=0.01)
-
-
-def test_without_ridge_the_rank_is_the_spectrums() -> None:
-    inputs = Inputs([LayerStatistics.of_rows(random(40, 300, seed=5))], [1.0])
-    assert inputs.rank == 40
