@@ -52,7 +52,7 @@ from mixshow.sampling.people_boxes import boxes_around
 from mixshow.sampling.pictures import save_picture
 
 WAYS: dict[str, Mapping[str, Any]] = {
-    "regions, detail": {"edges": "soft", "detail": {"guidance": 3.0}},
+    "regions, detail": {"edges": "soft", "detail": {"guidance": 5.0}},
     "regions": {"edges": "soft"},
     "published hard boxes": {"edges": "hard"},
     "from attention, guard": {"edges": "soft", "guard": True},
@@ -61,7 +61,7 @@ WAYS: dict[str, Mapping[str, Any]] = {
 UNPLACED = ("from attention, guard", "plain prompt")  # the prompt names everyone, nothing says who stands where
 DRAWN = "drawn"
 SEED = 90_001
-GUIDANCE, POSED = 4.0, 0.6  # chosen on scenes from number 1000 on
+GUIDANCE, POSED = 6.0, 0.6  # chosen on scenes from number 1000 on
 FEWEST = 2
 EMPTY = 0.1  # a window of which the characters' parts cover no more is between them
 Box = tuple[int, int, int, int]
