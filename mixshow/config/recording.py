@@ -48,7 +48,8 @@ class StatisticsOptions(Section):
     points: int | None = option(
         "points of pictures that layers are solved on in sequence, shared by the concepts, and a quarter as many of "
         "ordinary captions; what they hold in two models is in memory at once. null: 96, of pictures with more than "
-        "1,024 latent positions, which have more to say each, 32",
+        "1,024 latent positions, which have more to say each, 32, and fewer where these take more than half of the "
+        "memory that the model leaves",
         None,
     )
     width: int | None = option("of the recorded pictures in pixels; null: the base's native side", None)

@@ -25,6 +25,7 @@ from mixshow.sampling.generate import latent_size, start_noise
 Statistics = Mapping[str, LayerInputs]
 _TEXTS_AT_A_TIME = 64
 POINTS, POINTS_OF_LARGE = 96, 32
+CAPTIONS_SHARE = 0.25  # as many more are of ordinary captions
 _LARGE = 1024  # latent positions of a picture
 
 
@@ -77,7 +78,7 @@ class Collection:
 
     def share_of_points(self, members: int, *, captions: bool = False) -> int:
         """Of each concept, or of ordinary captions together."""
-        return max(1, self.points // 4 if captions else self.points // members)
+        return max(1, int(self.points * CAPTIONS_SHARE) if captions else self.points // members)
 
     def solves_in_order(self, layer: Layer) -> bool:
         """Whether a layer is one of those that are solved one after another."""

@@ -15,7 +15,6 @@ from mixshow.core.errors import MixshowError, OptionsError
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
-from mixshow.fusion.collect import default_points
 from mixshow.fusion.fuse import fuse as fuse_members
 from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan, HeldOutScores
@@ -29,7 +28,7 @@ from mixshow.fusion.subspace import Subspace
 from mixshow.models import Base, load_base
 from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
-from mixshow.recipes.fuse_memory import check_memory_of_distilling
+from mixshow.recipes.fuse_memory import check_memory_of_distilling, points_that_fit
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
 from mixshow.recipes.fuse_refine import refined
 from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
@@ -104,10 +103,9 @@ def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], Fuse
     if base is not None:
         for i, member in members.items():
             attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
-        size = options.statistics
-        points = attempt("statistics", lambda: default_points(base, size.width, size.height))
-        if size.points is None:
-            options = dataclasses.replace(options, statistics=dataclasses.replace(size, points=points))
+        points = attempt("statistics", lambda: points_that_fit(base, list(members.values()), options))
+        if options.statistics.points is None:
+            options = dataclasses.replace(options, statistics=dataclasses.replace(options.statistics, points=points))
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)

@@ -9,6 +9,8 @@ import torch
 
 from mixshow.config.fuse import FuseOptions
 from mixshow.core.attachment import Attachment
+from mixshow.core.progress import log
+from mixshow.fusion.collect import CAPTIONS_SHARE, default_points
 from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.layers import Layer
 from mixshow.fusion.members import Member, changed_layers
@@ -18,7 +20,7 @@ from mixshow.fusion.own_and_fused import UNET, waiting_bytes
 from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base
 from mixshow.recipes.fuse_refine import distill_plan
-from mixshow.recipes.memory import check_memory
+from mixshow.recipes.memory import check_memory, total_memory
 from mixshow.recipes.statistics import collection_for, kept_for_gradients, weighing_bytes
 from mixshow.sampling.precision import Precision, autocast, resolve
 
@@ -68,6 +70,27 @@ def memory_of_distilling(base: Base, members: Sequence[Member], options: FuseOpt
         factors=options.distills_factors,
         copied=any(weight.dtype != torch.float32 for weight in weights),
     )
+
+
+def points_that_fit(base: Base, members: Sequence[Member], options: FuseOptions) -> int:
+    """How many points layers are solved on in sequence where options leave it open: as usual, or fewer.
+
+    What they hold may take half of the memory that the device has beside the model, whatever is free of it now, so that
+    a run that is done again is the same. Every concept has one at least.
+
+    Raises:
+        MixshowError: pictures of a size that the model cannot make.
+    """
+    size = options.statistics
+    usual = default_points(base, size.width, size.height)
+    one = waiting_bytes(base, collection_for(options), 1)
+    parts = [*base.models.values(), base.vae]
+    model = sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    left = max(0, total_memory(base.device) - model)
+    fit = int(left / 2 / one / (1 + CAPTIONS_SHARE))
+    if fit < usual and options.collects == "sequential":
+        log.info("statistics.points: %d, as many as half of the memory beside the model holds", max(fit, len(members)))
+    return max(min(fit, usual), len(members), 1)
 
 
 def memory_needed(

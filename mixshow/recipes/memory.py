@@ -18,6 +18,11 @@ def free_memory(device: torch.device) -> tuple[int, int]:
     return int(memory.available), int(memory.total)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes that there are in all where tensors of a device lie."""
+    return free_memory(device)[1]
+
+
 def check_memory(what: str, needed: int, device: torch.device, advice: str) -> None:
     """Say so where a run needs more memory than is free.
 

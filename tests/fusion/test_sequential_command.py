@@ -12,7 +12,12 @@ from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.config.fuse import FuseOptions, load_fuse_options
 from mixshow.config.load import build
 from mixshow.edlora.concept import save_concept
+from mixshow.fusion.own_and_fused import waiting_bytes
 from mixshow.models import Base
+from mixshow.recipes import memory
+from mixshow.recipes.fuse import prepare
+from mixshow.recipes.fuse_memory import points_that_fit
+from mixshow.recipes.statistics import collection_for
 from tests.fusion.test_recipe import stage  # noqa: F401
 from tests.tiny import tiny_concept
 
@@ -46,6 +51,22 @@ def test_the_command_solves_in_sequence(stage: Path, capsys: pytest.CaptureFixtu
     assert "statistics.points: expected at least 1" in capsys.readouterr().err
     assert main(["fuse", "fuse.yml", "--dry-run", *more]) == 0
     assert "solving layers in order" in capsys.readouterr().out
+
+
+def test_there_are_as_many_points_as_fit(
+    stage: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = load_fuse_options("fuse.yml")
+    base, members, usual = prepare(given, "fuse.yml")
+    parts = [*base.models.values(), base.vae]
+    model = sum(parameter.nbytes for part in parts for parameter in part.parameters())
+    one = waiting_bytes(base, collection_for(usual), 1)
+    assert usual.statistics.points == 96
+    for left, expected in ((2 * 1.25 * 10.5 * one, 10), (2 * one, 2), (-one, 2), (1000 * one, 96)):
+        monkeypatch.setattr(memory, "free_memory", lambda _, left=left: (0, int(model + left)))
+        assert points_that_fit(base, members, given) == expected
+        assert prepare(load_fuse_options("fuse.yml", ["statistics.points=7"]), "")[2].statistics.points == 7
 
 
 def test_networks_of_nothing_but_layers_in_sequence(stage: Path, tiny: Base) -> None:  # noqa: F811
