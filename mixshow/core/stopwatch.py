@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import platform
 import resource
@@ -81,6 +83,13 @@ def _resident(pid: int | None) -> int:
         return 0
 
 
+def _hand_back_memory() -> None:
+    """Give the system what was freed: kept, it would hide what is taken next."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries than GNU's have no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakMemory:
     """The largest resident size of this process within a block, above that at its start; looked at every so often.
 
@@ -98,6 +107,7 @@ class PeakMemory:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
+        _hand_back_memory()
         self._start = resident_gb()
         self._watcher.start()
         return self

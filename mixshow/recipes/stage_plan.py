@@ -20,7 +20,7 @@ from mixshow.sampling.people_boxes import boxes_around
 _SEED = 60_001
 # Regions want more guidance than single characters; and the pose is settled early, while an adapter that acts to the
 # end draws the base's faces and clothes over a character's (docs/log.md).
-_GUIDANCE, _POSED = 5.0, 0.3
+_GUIDANCE, _POSED, _DETAIL_GUIDANCE = 5.0, 0.3, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ def scene_options(
             "batch_size": len(seeds),
             "guidance": _GUIDANCE,
             "steps": STEPS,
+            "detail": {"guidance": _DETAIL_GUIDANCE},  # three stand close together in a small picture
         },
         scene.name,
     )
