@@ -26,7 +26,8 @@ from mixshow.evaluation.page import markdown_table
 from mixshow.fusion import cost
 from mixshow.fusion.baselines import weight_average
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.fusion import Fusion
+from mixshow.fusion.factors import as_low_rank
+from mixshow.fusion.fusion import FormedChanges, Fusion, parts_of
 from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import IN_ORDER, fusion_memory
@@ -70,7 +71,10 @@ def measured(base: Base, members: list[Member], collection: Collection) -> dict[
     layers = changed_layers(base, members, Stage.SPATIAL)
     stages = {layer.path: layer.stage for layer in layers_of(base).values()}
     average = weight_average(base, members)
-    others = {path: change for path, change in average.changes.items() if stages[path] is not Stage.SPATIAL}
+    low_rank, _ = as_low_rank(base, members, average)
+    others = FormedChanges(
+        {path: parts_of(low_rank.changes, path) for path in low_rank.changes if stages[path] is not Stage.SPATIAL}
+    )
     passes = cost.sequential_passes(collection, len(members), len(CAPTIONS), base.topology.layers)
     bare = passes.unet * unet_seconds(base, collection)
     count = len(members)

@@ -132,6 +132,7 @@ def scene_of(
         prompt=f"{together}, {PLACES[staged.background]}" if named else options.prompt,
         regions=[dataclasses.replace(region, base_ratio=ratio) for region in options.regions],
         isolate=None if isolate is None else IsolateOptions(end=isolate),
+        detail=None,  # it would make again, alone, what settings keep apart
         guard=guard,
     )
     problems: list[str] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import backend_registration
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -30,6 +31,15 @@ def test_what_an_accelerator_refuses():
 """
 
 
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real accelerator, which all tests run on"),
+    pytest.mark.skipif(
+        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this PyTorch knows no backends in Python",
+    ),
+]
+
+
 def on_pretended(*arguments: str | Path) -> str:
     """What pytest says of tests on the pretended accelerator, in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-p", "tests.pretended", "-q", "-n0", "--tb=short", "-m", ""]
@@ -45,7 +55,6 @@ def test_the_pretended_one_refuses_what_a_real_one_would(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real accelerator, which all tests run on")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_keep_to_one_device(command: str) -> None:
     on_pretended(*COMMANDS[command])

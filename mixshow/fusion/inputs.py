@@ -177,11 +177,18 @@ class Inputs:
     @cached_property
     def lifted(self) -> bool:
         """Whether all eigenvalues are above the noise, known without computing them all."""
-        if self.single_factor is None and self.factor is None:
+        if self._some_factor is None:
             return False
         if self.ridge_value > self.resolution * self._trace:
             return True
         return self._wide and self.extremes[0] > 2 * self.resolution * self.extremes[1]
+
+    @property
+    def _some_factor(self) -> Tensor | None:
+        """The Cholesky factor that is there, or else the one that takes less."""
+        if self.__dict__.get("factor") is None and self.single_factor is not None:
+            return self.single_factor
+        return self.factor
 
     @property
     def _trace(self) -> float:
@@ -194,7 +201,7 @@ class Inputs:
     @cached_property
     def extremes(self) -> tuple[float, float]:
         """Smallest and largest eigenvalue of a positive definite S, to within some per cent."""
-        factor, matrix = self.factor if self.single_factor is None else self.single_factor, self.matrix
+        factor, matrix = self._some_factor, self.matrix
         assert factor is not None
         inverse = largest_eigenvalue(lambda v: solved_with_factor(v[:, None], factor)[:, 0], matrix)
         return 1 / inverse, largest_eigenvalue(lambda v: matrix @ v, matrix)

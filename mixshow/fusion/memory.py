@@ -81,7 +81,7 @@ def distilling_bytes(weights: int, kept: int, *, factors: bool, copied: bool = F
     """Of weights that are distilled, beside the solution.
 
     While it learns each has its value, a gradient and, as a whole, AdamW's two; afterwards the result in the gradient's
-    place, all in single precision.
+    place, in single precision (but of layers whose bias changes).
 
     Args:
         weights: how many.

@@ -194,8 +194,7 @@ def told_apart(
                 and layer.path not in solving
                 and any(layer.path in each for each in (*deltas, fused))
             ):
-                changes = [each.get(layer.path) for each in deltas]
-                hook = partial(_change_both, changes, fused.get(layer.path))
+                hook = partial(_change_both, layer.path, deltas, fused)
                 attachment.add_hook(layer.module.register_forward_hook(hook))
         yield
 
@@ -205,14 +204,16 @@ def _keep_stream(path: str, _: nn.Module, arguments: tuple[Any, ...]) -> None:
 
 
 def _change_both(
-    changes: Sequence[Tensor | None],
-    fused: Tensor | None,
+    path: str,
+    deltas: Sequence[Deltas],
+    fused: Mapping[str, Tensor],
     module: nn.Module,
     arguments: tuple[Any, ...],
     output: Tensor,
 ) -> Tensor:
     number, x = _RUNNING.get().number, arguments[0].chunk(2)
-    both = changes[number] if number < len(changes) else None, fused
+    # Formed at every pass: held for all layers they would take as much as the concepts' models.
+    both = deltas[number].get(path) if number < len(deltas) else None, fused.get(path)
     parts = [
         part if change is None else part + changed_output(module, own, change)
         for part, own, change in zip(output.chunk(2), x, both)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mixshow.core.errors import MixshowError
-from mixshow.fusion.deltas import widened
+from mixshow.fusion.deltas import Deltas, widened
+from mixshow.fusion.members import Changes
 from mixshow.fusion.statistics import LayerInputs, LayerStatistics
 from mixshow.fusion.wide import KeptRows
 
@@ -47,6 +48,31 @@ def formed(inputs: LayerInputs, basis: Tensor | None = None) -> LayerInputs:
         return LayerStatistics(inputs.moment, inputs.rows, inputs.resolution)
     hidden = inputs.factor @ basis
     return LayerStatistics(inputs.rows * (hidden.mT @ hidden), inputs.rows, inputs.resolution)
+
+
+class ReducedChanges(Changes):
+    """A member's changes as `D_i Q`, still formed when they are asked for and factors where they have a low rank."""
+
+    def __init__(self, changes: Changes, basis: Tensor) -> None:
+        super().__init__(changes._active)
+        self._basis = basis
+
+    def __getitem__(self, path: str) -> Tensor:
+        return reduced_change(super().__getitem__(path), self._basis)
+
+    def columns(self, path: str) -> int:
+        return self._basis.shape[1]
+
+    def factors(self, path: str) -> tuple[Tensor, Tensor] | None:
+        found = super().factors(path)
+        return None if found is None else (found[0], reduced_change(found[1], self._basis))
+
+
+def reduced(deltas: Deltas, basis: Tensor) -> Deltas:
+    """One concept's changes in terms of a basis of the inputs' span."""
+    if isinstance(deltas, Changes):
+        return ReducedChanges(deltas, basis)
+    return {name: reduced_change(delta, basis) for name, delta in deltas.items()}
 
 
 def reduced_change(change: Tensor, basis: Tensor) -> Tensor:

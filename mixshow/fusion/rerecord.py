@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 from mixshow.fusion.collect import Collection
 from mixshow.fusion.fuse import keep_inputs, record_stage, solve_stage
-from mixshow.fusion.fusion import FormedChanges, Fusion
+from mixshow.fusion.fusion import FormedChanges, Fusion, parts_of
 from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.objective import Objective
@@ -90,11 +90,12 @@ def _pass(
             base, members, deltas, recorded, objective, solvers[stage], kept,
             keep_metrics=bool(fusion.metrics), what=stage.value if show_progress else "",
         )  # fmt: skip
-        outcomes = {**fusion.outcomes, **{each.outcome.name: each.outcome for each in found}}
+        outcomes = {each.outcome.name: each.outcome for each in found}
+        before = {name: parts_of(fusion.changes, name) for name in fusion.changes if name not in outcomes}
         fusion = dataclasses.replace(
             fusion,
-            changes=FormedChanges({name: outcome.parts for name, outcome in outcomes.items()}),
-            outcomes=outcomes,
+            changes=FormedChanges({**before, **{name: outcome.parts for name, outcome in outcomes.items()}}),
+            outcomes={**fusion.outcomes, **outcomes},
             metrics={**fusion.metrics, **{each.outcome.name: each.metric for each in found if each.metric is not None}},
         )
     return fusion

@@ -15,7 +15,7 @@ from mixshow.fusion.build import build_problems
 from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.members import Changes
 from mixshow.fusion.problem import LayerProblem
-from mixshow.fusion.reduction import common_basis, formed, reduced_change, whole_metric
+from mixshow.fusion.reduction import common_basis, formed, reduced, whole_metric
 from mixshow.fusion.solved_layers import Solved, SolvedLayers
 from mixshow.fusion.solvers import Solver
 from mixshow.fusion.statistics import LayerInputs
@@ -113,7 +113,7 @@ def _solve_part(
     if any(isinstance(each, KeptRows) for each in inputs) and shrinkage == 0 and amended is None:
         basis = common_basis(first, inputs)
         if basis is not None:
-            deltas = [{name: reduced_change(delta, basis) for name, delta in each.items()} for each in deltas]
+            deltas = [reduced(each, basis) for each in deltas]
             ridge = ridge * basis.shape[1] / len(basis)  # it is a share of the mean eigenvalue
     ready = _formed(held, basis)
     problems = build_problems(

@@ -22,7 +22,7 @@ from mixshow.core.progress import log
 from mixshow.fusion.solvers import Outcome, Status
 from mixshow.fusion.solvers.outcome import ConstraintFit
 
-_COORDINATES, _BASIS, _METRIC = "change.", "basis.", "metric."
+_COORDINATES, _BASIS, _METRIC = "coordinates.", "basis.", "metric."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

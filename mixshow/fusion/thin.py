@@ -46,7 +46,8 @@ def basis_of(problem: LayerProblem) -> Tensor | None:
     if factors is None:
         return None
     ups = torch.cat([each[0] for each in factors if each is not None], dim=1).double()
-    return torch.linalg.qr(ups).Q if ups.shape[1] < ups.shape[0] else None
+    # In a row-major layout as from a file, so that an interrupted run forms the same bits from it.
+    return torch.linalg.qr(ups).Q.contiguous() if ups.shape[1] < ups.shape[0] else None
 
 
 def ranks_of(base: Base, members: Sequence[Member]) -> dict[str, int]:

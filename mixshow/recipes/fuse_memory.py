@@ -64,12 +64,17 @@ def memory_of_distilling(base: Base, members: Sequence[Member], options: FuseOpt
         else 2 * sum(parameter.numel() for parameter in base.unet.parameters() if parameter.dim() > 1)
     )
     pictures = -(-plan.batch_size // plan.accumulation)
-    return solved_bytes(layers, ranks_of(base, members)) + distilling_bytes(
+    return solved_bytes(layers, ranks_kept(base, members, options)) + distilling_bytes(
         sum(weight.numel() for weight in weights),
         own + pictures * max(kept - own, 0),
         factors=options.distills_factors,
         copied=any(weight.dtype != torch.float32 for weight in weights),
     )
+
+
+def ranks_kept(base: Base, members: Sequence[Member], options: FuseOptions) -> dict[str, int]:
+    """By module path, ranks of the solutions that stay factors."""
+    return ranks_of(base, members) if options.solves_thin else {}
 
 
 def points_that_fit(base: Base, members: Sequence[Member], options: FuseOptions) -> int:
@@ -87,8 +92,8 @@ def points_that_fit(base: Base, members: Sequence[Member], options: FuseOptions)
     parts = [*base.models.values(), base.vae]
     model = sum(parameter.nbytes for part in parts for parameter in part.parameters())
     left = max(0, total_memory(base.device) - model)
-    fit = int(left / 2 / one / (1 + CAPTIONS_SHARE))
-    if fit < usual and options.collects == "sequential":
+    fit = int(left / 2 / one / (1 + CAPTIONS_SHARE * (options.anchor.weight > 0)))
+    if fit < usual and size.points is None and options.collects == "sequential":
         log.info("statistics.points: %d, as many as half of the memory beside the model holds", max(fit, len(members)))
     return max(min(fit, usual), len(members), 1)
 
@@ -110,7 +115,7 @@ def memory_needed(
         again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
         metrics=options.keeps_metrics, waiting=waiting_bytes(base, collection, points),
         backward=weighing_bytes(base, collection) if collection.sensitive and recording else 0,
-        ranks=ranks_of(base, members) if options.solves_thin else {},
+        ranks=ranks_kept(base, members, options),
     )  # fmt: skip
 
 

@@ -20,11 +20,10 @@ from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import DISTILLING
 from mixshow.fusion.own_and_fused import UNET
-from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
 from mixshow.recipes.fuse import heldout_plan, prepare, problem_of
-from mixshow.recipes.fuse_memory import memory_needed, memory_of_distilling
+from mixshow.recipes.fuse_memory import memory_needed, memory_of_distilling, ranks_kept
 from mixshow.recipes.fuse_refine import distill_plan, validation_plan
 from mixshow.recipes.fuse_statistics import statistics_at_hand
 from mixshow.recipes.statistics import collection_for
@@ -192,7 +191,7 @@ def _memory(
     if not collection.progressive:
         waiting = cost.stored_bytes(
             distinct_inputs(stored, collection), collection, sets - len(at_hand)
-        ) + cost.solved_bytes(layers, ranks_of(base, members) if options.solves_thin else {})
+        ) + cost.solved_bytes(layers, ranks_kept(base, members, options))
         found["statistics and solved layers on the disk"] = waiting
     return found
 

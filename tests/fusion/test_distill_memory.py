@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from mixshow.config.fuse import FuseOptions
 from mixshow.config.refine import RefineOptions
 from mixshow.core.errors import MixshowError
+from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import distilling_bytes
 from mixshow.fusion.own_and_fused import UNET
+from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base
 from mixshow.recipes import memory
 from mixshow.recipes.fuse_memory import check_memory_of_distilling, memory_of_distilling
@@ -42,6 +45,16 @@ def test_predictions_that_are_passed_together_count(tiny: Base) -> None:
     assert memory_of_distilling(tiny, members, options(batch_size=4, low_rank=True), layers) < four
     assert memory_of_distilling(tiny, members, options(), []) == 0
     assert [parameter.requires_grad for parameter in tiny.unet.parameters()] == flags
+
+
+def test_wholes_count_where_the_solution_has_no_factors(tiny: Base) -> None:
+    members = [Member(tiny_concept(tiny, "duck"))]
+    layers = [layer for stage in UNET for layer in changed_layers(tiny, members, stage)]
+    solved, averaged = (
+        memory_of_distilling(tiny, members, dataclasses.replace(options(), method=method), layers)
+        for method in ("solve", "average")
+    )
+    assert averaged - solved == solved_bytes(layers, {}) - solved_bytes(layers, ranks_of(tiny, members)) > 0
 
 
 def test_more_memory_than_there_is_is_said_before_with_what_helps(tiny: Base, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,19 @@ def test_what_is_kept_of_solved_layers_is_counted(tiny: Base, members: list[Memb
     assert again > 4 * (changes + metrics)
 
 
+def test_layers_that_are_solved_in_their_rows_span_stay_factors_too(tiny: Base, members: list[Member]) -> None:
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    collection = dataclasses.replace(COLLECTION, rows=0, moment_width=20, kept_rows=2)
+    fusion = fuse(tiny, members, collection, OBJECTIVE, dict.fromkeys(Stage, Exact()))
+    assert isinstance(fusion.changes, FormedChanges)
+    held = sum(part.nbytes for parts in fusion.changes.parts.values() for part in parts)
+    assert held == solved_bytes(layers, ranks_of(tiny, members))
+    whole = fuse(
+        tiny, members, dataclasses.replace(collection, moment_width=10_000), OBJECTIVE, dict.fromkeys(Stage, Exact())
+    )
+    assert fusion.changes.keys() == whole.changes.keys()
+
+
 def test_every_wide_layer_keeps_a_metric_of_its_own(tiny: Base, members: list[Member]) -> None:
     layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
     collection = dataclasses.replace(COLLECTION, rows=0, moment_width=20, kept_rows=1)

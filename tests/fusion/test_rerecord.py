@@ -89,6 +89,15 @@ def test_a_pass_solves_again_and_leaves_the_base_as_it_was(tiny: Base, members: 
     assert all(torch.equal(change, onwards.changes[path]) for path, change in twice.changes.items())
 
 
+def test_changes_of_other_layers_stay(tiny: Base, members: list[Member]) -> None:
+    start = weight_average(tiny, members)  # which has no outcomes
+    unet_only = [dataclasses.replace(member, text_encoder=0.0) for member in members]
+    again = rerecord(tiny, unet_only, start, SMALL, OBJECTIVE, EXACT, passes=1)
+    assert again.changes.keys() == start.changes.keys() > again.outcomes.keys()
+    path = changed_layers(tiny, members, Stage.TEXT)[0].path
+    assert torch.equal(again.changes[path], start.changes[path])
+
+
 def test_one_concept_alone_is_a_fixed_point(tiny: Base, members: list[Member]) -> None:
     """Its own change is the solution on any inputs, so that recording them through itself changes nothing."""
     only, objective = members[:1], Objective(1e-10)
