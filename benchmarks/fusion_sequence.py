@@ -32,7 +32,7 @@ from mixshow.fusion.layers import Stage, layers_of
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import IN_ORDER, fusion_memory
 from mixshow.fusion.objective import Objective
-from mixshow.fusion.own_and_fused import waiting_bytes
+from mixshow.fusion.own_and_fused import pictures_together, running_bytes, waiting_bytes
 from mixshow.fusion.prompts import CAPTIONS
 from mixshow.fusion.sequential import solved_in_order
 from mixshow.fusion.solvers import LBFGS
@@ -81,9 +81,16 @@ def measured(base: Base, members: list[Member], collection: Collection) -> dict[
     points = count * collection.share_of_points(count) + collection.share_of_points(count, captions=True)
     every = [layer for stage in Stage for layer in changed_layers(base, members, stage)]
     waiting = waiting_bytes(base, collection, points)
-    forecast = fusion_memory(every, collection, count, count + 1, waiting=waiting, ranks=ranks_of(base, members))[
-        IN_ORDER
-    ]
+    forecast = fusion_memory(
+        every,
+        collection,
+        count,
+        count + 1,
+        waiting=waiting,
+        ranks=ranks_of(base, members),
+        running=running_bytes(base, collection),
+        together=pictures_together(base, collection),
+    )[IN_ORDER]
     with PeakMemory() as peak:
         start = time.perf_counter()
         found = solved_in_order(

@@ -26,13 +26,13 @@ Statistics = Mapping[str, LayerInputs]
 _TEXTS_AT_A_TIME = 64
 POINTS, POINTS_OF_LARGE = 96, 32
 CAPTIONS_SHARE = 0.25  # as many more are of ordinary captions
-_LARGE = 1024  # latent positions of a picture
+LARGE = 1024  # latent positions of a picture
 
 
 def default_points(base: Base, width: int | None, height: int | None) -> int:
     """How many points layers are solved on in sequence: a large picture has many rows, and its points hold much."""
     rows, columns = latent_size(base, width, height)
-    return POINTS_OF_LARGE if rows * columns > _LARGE else POINTS
+    return POINTS_OF_LARGE if rows * columns > LARGE else POINTS
 
 
 @dataclasses.dataclass(frozen=True)

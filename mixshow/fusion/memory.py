@@ -32,6 +32,8 @@ def fusion_memory(
     shrunk: bool = False,
     metrics: bool = False,
     waiting: int = 0,
+    running: int = 0,
+    together: int = 1,
     backward: int = 0,
     ranks: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
@@ -48,6 +50,8 @@ def fusion_memory(
         metrics: every layer's S is kept until changes are truncated in it, beside the solutions themselves.
         backward: bytes that a pass forwards keeps for one backwards, while rows are weighed.
         waiting: bytes of points that wait at layers which are solved in order.
+        running: bytes of one picture's pass through the UNet.
+        together: points of a pass in order, each of which runs in two models.
         ranks: of solutions that are kept as factors, by module path.
     """
     in_order = [layer for layer in layers if collection.solves_in_order(layer)]
@@ -60,12 +64,15 @@ def fusion_memory(
     ]
     found = {}
     if recording and not collection.progressive:
-        found[RECORDING] = recording_bytes(layers if kept else apart, collection) + backward
+        recorded = layers if kept else apart
+        drawn = any(layer.stage is Stage.SPATIAL for layer in recorded)
+        found[RECORDING] = recording_bytes(recorded, collection) + backward + drawn * collection.batch_size * running
     if not collection.progressive:
         found["solving"] = max(solving, default=0) + results
     if in_order:
         largest = max(paired_bytes(each) for each in distinct_inputs(in_order, collection))
-        found[IN_ORDER] = waiting + (sets + _MATRICES) * largest + results
+        passing = 2 * min(together, collection.share_of_points(members)) * running
+        found[IN_ORDER] = waiting + passing + (sets + _MATRICES) * largest + results
     if collection.progressive or again:
         # All concepts' statistics of a stage are at hand, while the last is recorded and while all are solved.
         by_stage = [

@@ -20,7 +20,7 @@ from mixshow.core.attachment import Attachment
 from mixshow.core.processes import Processes
 from mixshow.core.progress import progress_bar
 from mixshow.core.seeding import derived_seed
-from mixshow.fusion.collect import Collection
+from mixshow.fusion.collect import LARGE, Collection
 from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Layer, Stage, changed_output, layers_of
@@ -33,6 +33,7 @@ from mixshow.models.topology import residual_streams
 from mixshow.sampling.generate import latent_size
 
 UNET = (Stage.KEY_VALUE, Stage.SPATIAL)
+_WHILE_IT_RUNS = 50  # pictures of the first block
 _HELD_AT_A_LAYER = 9  # pictures of the first block: four times as wide an input, the output, and streams
 
 
@@ -106,6 +107,7 @@ def passes_of(
 ) -> list[Pass]:
     """This process's share of all points, some at a time."""
     anchored = objective.anchor_weight > 0
+    together = pictures_together(base, collection)
     found: list[Pass] = []
     with progress_bar(len(members) + anchored, "pictures to solve on", enabled=show_progress) as bar:
         for number in range(len(members) + anchored):
@@ -118,9 +120,9 @@ def passes_of(
             chosen = chosen_points(number, len(prompts), collection.steps, share)
             pictures = list(chosen)[processes.part(number)]
             with model as own:
-                for start in range(0, len(pictures), collection.batch_size):
-                    part = {picture: chosen[picture] for picture in pictures[start : start + collection.batch_size]}
-                    found += _points(own, prompts, part, number, collection)
+                for start in range(0, len(pictures), together):
+                    part = {picture: chosen[picture] for picture in pictures[start : start + together]}
+                    found += _points(own, prompts, part, number, collection, together)
             bar.update()
     with fused.in_place(base) as model_fused:
         for each in found:
@@ -129,20 +131,26 @@ def passes_of(
 
 
 def _points(
-    own: Base, prompts: Sequence[str], pictures: Mapping[int, Sequence[int]], number: int, collection: Collection
+    own: Base,
+    prompts: Sequence[str],
+    pictures: Mapping[int, Sequence[int]],
+    number: int,
+    collection: Collection,
+    together: int,
 ) -> list[Pass]:
     """Of some pictures, with the states of the model that draws them.
 
     Args:
         pictures: by number, with the steps that are points.
+        together: points of a pass.
     """
     texts = [prompts[picture] for picture in pictures]
     seeds = [derived_seed(collection.seed, "sequential", picture) for picture in pictures]
     walked = walk(own, texts, seeds, collection.steps, collection.width, collection.height)
     rows = [(place, step) for place, steps in enumerate(pictures.values()) for step in steps]
     found = []
-    for start in range(0, len(rows), collection.batch_size):
-        part = rows[start : start + collection.batch_size]
+    for start in range(0, len(rows), together):
+        part = rows[start : start + together]
         places = [place for place, _ in part]
         found.append(
             Pass(
@@ -154,6 +162,18 @@ def _points(
             )
         )
     return found
+
+
+def pictures_together(base: Base, collection: Collection) -> int:
+    """How many are drawn together, and points of a pass: fewer of large pictures, each of which fills a device."""
+    height, width = latent_size(base, collection.width, collection.height)
+    return max(1, min(collection.batch_size, collection.batch_size * LARGE // (height * width)))
+
+
+def running_bytes(base: Base, collection: Collection) -> int:
+    """Memory that a pass of one picture through the UNet takes while it runs; measured with SD 1.5's shape."""
+    height, width = latent_size(base, collection.width, collection.height)
+    return base.unet.dtype.itemsize * _WHILE_IT_RUNS * int(base.unet.config.block_out_channels[0]) * height * width
 
 
 def waiting_bytes(base: Base, collection: Collection, points: int) -> int:

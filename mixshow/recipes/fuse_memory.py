@@ -16,7 +16,7 @@ from mixshow.fusion.layers import Layer
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.memory import DISTILLING, IN_ORDER, RECORDING, distilling_bytes, fusion_memory
 from mixshow.fusion.moving import learning_weight
-from mixshow.fusion.own_and_fused import UNET, waiting_bytes
+from mixshow.fusion.own_and_fused import UNET, pictures_together, running_bytes, waiting_bytes
 from mixshow.fusion.thin import ranks_of
 from mixshow.models import Base
 from mixshow.recipes.fuse_refine import distill_plan
@@ -88,11 +88,13 @@ def points_that_fit(base: Base, members: Sequence[Member], options: FuseOptions)
     """
     size = options.statistics
     usual = default_points(base, size.width, size.height)
-    one = waiting_bytes(base, collection_for(options), 1)
+    collection = collection_for(options)
+    one = waiting_bytes(base, collection, 1)
+    passing = 2 * pictures_together(base, collection) * running_bytes(base, collection)
     parts = [*base.models.values(), base.vae]
     model = sum(parameter.nbytes for part in parts for parameter in part.parameters())
     left = max(0, total_memory(base.device) - model)
-    fit = int(left / 2 / one / (1 + CAPTIONS_SHARE * (options.anchor.weight > 0)))
+    fit = int((left / 2 - passing) / one / (1 + CAPTIONS_SHARE * (options.anchor.weight > 0)))
     if fit < usual and size.points is None and options.collects == "sequential":
         log.info("statistics.points: %d, as many as half of the memory beside the model holds", max(fit, len(members)))
     return max(min(fit, usual), len(members), 1)
@@ -114,6 +116,7 @@ def memory_needed(
         layers, collection, len(members), len(members) + anchored, recording=recording, kept=options.statistics.keep,
         again=options.refine.method == "rerecord", shrunk=options.statistics.shrinkage > 0,
         metrics=options.keeps_metrics, waiting=waiting_bytes(base, collection, points),
+        running=running_bytes(base, collection), together=pictures_together(base, collection),
         backward=weighing_bytes(base, collection) if collection.sensitive and recording else 0,
         ranks=ranks_kept(base, members, options),
     )  # fmt: skip
@@ -135,7 +138,7 @@ def check_fusion_memory(
     advice = "lower statistics.moment_width or statistics.kept_rows, or fuse on a machine with more"
     if what == IN_ORDER:
         advice = f"lower statistics.points, or {advice}"
-    if what == RECORDING and options.statistics.row_weights == "sensitivity":
+    if what == RECORDING:
         advice = f"lower statistics.batch_size, or {advice}"
     if options.solver.objective != "squares":
         advice = f"lower statistics.rows, or {advice}"

@@ -23,7 +23,7 @@ from mixshow.fusion.memory import (
     solving_memory,
 )
 from mixshow.fusion.objective import Objective
-from mixshow.fusion.own_and_fused import waiting_bytes
+from mixshow.fusion.own_and_fused import pictures_together, running_bytes, waiting_bytes
 from mixshow.fusion.solvers import Exact
 from mixshow.fusion.thin import ranks_of
 from mixshow.fusion.wide import KeptRows
@@ -86,6 +86,15 @@ def test_points_that_wait_and_passes_with_gradients_are_counted(tiny: Base, memb
     kept = fusion_memory(layers, collection, 2, 3, kept=True, backward=10**9)[RECORDING]
     apart = dataclasses.replace(collection, sequential=False)
     assert kept == fusion_memory(layers, apart, 2, 3)[RECORDING] + 10**9 > many[RECORDING] + 10**9
+    for together, passes in ((1, 2), (8, 2 * collection.share_of_points(2))):
+        ran = fusion_memory(layers, collection, 2, 3, running=10**6, together=together)
+        assert ran[IN_ORDER] == few[IN_ORDER] + min(passes, 2 * together) * 10**6
+    drawn = fusion_memory(layers, collection, 2, 3, kept=True, running=10**6)[RECORDING]
+    assert drawn == kept - 10**9 + collection.batch_size * 10**6
+    side = 64 * tiny.topology.latent_factor  # four thousand positions
+    large = dataclasses.replace(collection, width=side, height=side, batch_size=8)
+    assert pictures_together(tiny, large) == 2 and pictures_together(tiny, collection) == collection.batch_size
+    assert running_bytes(tiny, large) == (64 * 64 // tiny.topology.sample_size**2) * running_bytes(tiny, collection)
     one, two = (waiting_bytes(tiny, collection, points) for points in (1, 2))
     assert two == 2 * one > 2 * 2 * tiny.unet.config.block_out_channels[0] * tiny.topology.sample_size**2
 

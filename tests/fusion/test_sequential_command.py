@@ -12,7 +12,7 @@ from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.config.fuse import FuseOptions, load_fuse_options
 from mixshow.config.load import build
 from mixshow.edlora.concept import save_concept
-from mixshow.fusion.own_and_fused import waiting_bytes
+from mixshow.fusion.own_and_fused import pictures_together, running_bytes, waiting_bytes
 from mixshow.models import Base
 from mixshow.recipes import memory
 from mixshow.recipes.fuse import prepare
@@ -61,10 +61,12 @@ def test_there_are_as_many_points_as_fit(
     base, members, usual = prepare(given, "fuse.yml")
     parts = [*base.models.values(), base.vae]
     model = sum(parameter.nbytes for part in parts for parameter in part.parameters())
-    one = waiting_bytes(base, collection_for(usual), 1)
+    collection = collection_for(usual)
+    one = waiting_bytes(base, collection, 1)
+    passing = 2 * pictures_together(base, collection) * running_bytes(base, collection)
     assert usual.statistics.points == 96
     for left, expected in ((2 * 1.25 * 10.5 * one, 10), (2 * one, 2), (-one, 2), (1000 * one, 96)):
-        monkeypatch.setattr(memory, "free_memory", lambda _, left=left: (0, int(model + left)))
+        monkeypatch.setattr(memory, "free_memory", lambda _, left=left: (0, int(model + 2 * passing + left)))
         assert points_that_fit(base, members, given) == expected
         assert prepare(load_fuse_options("fuse.yml", ["statistics.points=7"]), "")[2].statistics.points == 7
 
