@@ -13,7 +13,13 @@ from torch.utils import backend_registration
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "train": ["tests/edlora/test_train_command.py", "-k", "writes or every_options_file_trains or resume"],
-    "fuse": ["tests/fusion/test_recipe.py", "tests/fusion/test_lora_output.py"],
+    "fuse": [
+        "tests/fusion/test_recipe.py",
+        "tests/fusion/test_lora_output.py",
+        "tests/fusion/test_fuse_again.py",
+        "-k",
+        "fuse_writes or solvers_agree or every_options_file or command_writes or distilled_network or adding",
+    ],
     "compose": ["tests/sampling/test_compose_command.py", "tests/sampling/test_detail.py"],
     "sample": ["tests/sampling/test_sample_command.py"],
 }
