@@ -17,9 +17,11 @@ from mixshow.core.progress import log
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.collect import POINTS, Collection
 from mixshow.fusion.coverage import OWN, covered_layers
+from mixshow.fusion.layers import Stage
 from mixshow.fusion.members import Member
 from mixshow.fusion.memory import recording_bytes
 from mixshow.fusion.origin import Origins
+from mixshow.fusion.own_and_fused import running_bytes
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.recording import record_all
 from mixshow.fusion.sensitivity import backward_bytes
@@ -63,9 +65,13 @@ def record_statistics(
     if not layers:
         raise OptionsError(source, [f"layers: {', '.join(options.layers)} are none of this base and concept"])
     needed = recording_bytes(layers, collection)
-    advice = "lower statistics.moment_width or statistics.kept_rows, or leave kinds out of layers="
+    if any(layer.stage is Stage.SPATIAL for layer in layers):
+        needed += collection.batch_size * running_bytes(base, collection)
+    advice = (
+        "lower statistics.batch_size, statistics.moment_width or statistics.kept_rows, or leave kinds out of layers="
+    )
     if collection.sensitive:
-        needed, advice = needed + weighing_bytes(base, collection), f"lower statistics.batch_size, or {advice}"
+        needed += weighing_bytes(base, collection)
     check_memory("recording", needed, base.device, advice)
     start = time.monotonic()
     origin = Origins(base, collection, ordinary).of(member)

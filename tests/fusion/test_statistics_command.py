@@ -177,7 +177,7 @@ def test_too_little_memory_is_said_before_the_start(
     assert "recording: needs about 0.0 GB" in said and "statistics.moment_width" in said
     monkeypatch.setattr(memory, "free_memory", lambda _: (1000, 2000))
     assert main(FUSE) == EXIT_USER_ERROR
-    assert "solving: needs about" in capsys.readouterr().err and not list(recorded.glob("*fused*"))
+    assert "recording a concept: needs about" in capsys.readouterr().err and not list(recorded.glob("*fused*"))
     assert record("duck.safetensors") == EXIT_USER_ERROR
 
 
