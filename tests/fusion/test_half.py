@@ -110,8 +110,10 @@ def test_factors_give_what_matrices_give(tmp_path: Path, held: str, width: int, 
     torch.testing.assert_close(thin.target, reference.target)
     [found], [expected] = solver.solve([thin]), Exact().solve([reference])
     torch.testing.assert_close(found.change, expected.change, rtol=1e-6, atol=1e-8)
-    for name in ("before", "after", "objective_before", "objective_after", "condition"):
+    for name in ("before", "after", "objective_before", "objective_after"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-8), name
+    # Of wide inputs an estimate, by a factor in single precision where the closed form's is not at hand.
+    assert found.condition == pytest.approx(expected.condition, rel=1e-5)
     assert (found.rank, found.width) == (expected.rank, expected.width)
 
 
