@@ -71,7 +71,8 @@ def fusion_memory(
         found["solving"] = max(solving, default=0) + results
     if in_order:
         largest = max(paired_bytes(each) for each in distinct_inputs(in_order, collection))
-        passing = 2 * min(together, collection.share_of_points(members)) * running
+        most = max(collection.share_of_points(members, captions=captions) for captions in (False, True))
+        passing = 2 * min(together, most) * running
         found[IN_ORDER] = waiting + passing + (sets + _MATRICES) * largest + results
     if collection.progressive or again:
         # All concepts' statistics of a stage are at hand, while the last is recorded and while all are solved.

@@ -8,7 +8,7 @@ belong to the inputs' own axes, are formed instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -59,6 +59,9 @@ class ReducedChanges(Changes):
 
     def __getitem__(self, path: str) -> Tensor:
         return reduced_change(super().__getitem__(path), self._basis)
+
+    def only(self, paths: Iterable[str]) -> ReducedChanges:
+        return ReducedChanges(super().only(paths), self._basis)
 
     def columns(self, path: str) -> int:
         return self._basis.shape[1]
