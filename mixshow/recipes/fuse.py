@@ -64,6 +64,7 @@ def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = f
     started = time.monotonic()
     processes = Processes.launched()
     base, members, options = prepare(options, source)
+    options = with_points(options, min(processes.gathered(collection_for(options).points)))
     check_memory_of_distilling(base, members, options)
     loaded = time.monotonic()
     statistics = gather_statistics(base, members, options, source, processes, known)
@@ -105,11 +106,16 @@ def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], Fuse
             attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
         points = attempt("statistics", lambda: points_that_fit(base, list(members.values()), options))
         if options.statistics.points is None:
-            options = dataclasses.replace(options, statistics=dataclasses.replace(options.statistics, points=points))
+            options = with_points(options, points)
     problems += output_problems(base, options)
     if problems or base is None:
         raise OptionsError(source, problems)
     return base, list(members.values()), options
+
+
+def with_points(options: FuseOptions, points: int | None) -> FuseOptions:
+    """Options that name how many points layers are solved on in sequence; every process must name as many."""
+    return dataclasses.replace(options, statistics=dataclasses.replace(options.statistics, points=points))
 
 
 def _solved(

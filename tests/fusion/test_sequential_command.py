@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TypeVar, cast
 
 import pytest
 
 from mixshow.cli.main import EXIT_USER_ERROR, main
 from mixshow.config.fuse import FuseOptions, load_fuse_options
 from mixshow.config.load import build
+from mixshow.core.processes import Processes
 from mixshow.edlora.concept import save_concept
 from mixshow.fusion.own_and_fused import pictures_together, running_bytes, waiting_bytes
 from mixshow.models import Base
@@ -20,6 +22,8 @@ from mixshow.recipes.fuse_memory import points_that_fit
 from mixshow.recipes.statistics import collection_for
 from tests.fusion.test_recipe import stage  # noqa: F401
 from tests.tiny import tiny_concept
+
+T = TypeVar("T")
 
 
 def options(**values: object) -> FuseOptions:
@@ -69,6 +73,23 @@ def test_there_are_as_many_points_as_fit(
         monkeypatch.setattr(memory, "free_memory", lambda _, left=left: (0, int(model + 2 * passing + left)))
         assert points_that_fit(base, members, given) == expected
         assert prepare(load_fuse_options("fuse.yml", ["statistics.points=7"]), "")[2].statistics.points == 7
+
+
+@dataclasses.dataclass(frozen=True)
+class WithASmallerOne(Processes):
+    """This process, as one that stands beside another which has memory for three points."""
+
+    def gathered(self, own: T) -> list[T]:
+        return [own, cast(T, 3)] if isinstance(own, int) else [own]
+
+
+def test_processes_solve_on_as_many_points_as_fit_into_each(
+    stage: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Processes, "launched", lambda: WithASmallerOne(0, 1))
+    assert main(["fuse", "fuse.yml", "refine.method=none", "report.heldout=false"]) == 0
+    assert json.loads((stage / "fused" / "fusion_report.json").read_text())["options"]["statistics"]["points"] == 3
 
 
 def test_networks_of_nothing_but_layers_in_sequence(stage: Path, tiny: Base) -> None:  # noqa: F811
