@@ -27,7 +27,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -49,14 +49,13 @@ from mixshow.fusion.objective import Objective
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT, filled
 from mixshow.fusion.solvers import LBFGS
-from mixshow.fusion.statistics_file import SUFFIX, StoredInputs, open_statistics, write_statistics
+from mixshow.fusion.statistics_file import SUFFIX, StatisticsFile, open_statistics, write_statistics
 from mixshow.lycoris import create_network
 from mixshow.lycoris.naming import file_name
 from mixshow.models import Base, load_base
 
 T = TypeVar("T")
 Recordings = dict[Stage, Statistics]
-Stored = Mapping[str, StoredInputs]
 RANK = 4
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "self_attn.out_proj")
 FEED_FORWARD = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2")
@@ -244,12 +243,12 @@ def run(base: Base, arguments: argparse.Namespace) -> None:
         print_solving(base, members, stored, anchor, collection, arguments.concepts)
 
 
-def in_file(recorded: Recordings, folder: Path, number: int) -> Stored:
+def in_file(recorded: Recordings, folder: Path, number: int) -> StatisticsFile:
     """Statistics as a fusion keeps them until they are solved."""
     path = folder / f"{number}{SUFFIX}"
     origin = Origin("", "", str(number), (), 1.0, 1.0, (), (), True, 1, 1, 1, 0)
     write_statistics(path, {name: each for own in recorded.values() for name, each in own.items()}, origin)
-    return open_statistics(path).layers
+    return open_statistics(path)
 
 
 def print_recording(passes: Passes, concepts: int, seconds: float, peak: float) -> None:
@@ -272,8 +271,8 @@ def print_recording(passes: Passes, concepts: int, seconds: float, peak: float) 
 def print_solving(
     base: Base,
     members: Sequence[Member],
-    stored: Sequence[Stored],
-    anchor: Stored,
+    stored: Sequence[StatisticsFile],
+    anchor: StatisticsFile,
     collection: Collection,
     counts: Sequence[int],
 ) -> None:
@@ -283,7 +282,8 @@ def print_solving(
     solvers = dict.fromkeys(Stage, LBFGS(precondition=defaults.solver.precondition))
     rows = []
     for count in counts:
-        at_hand = dict.fromkeys(Stage, Recorded(stored[:count], anchor))
+        at_hand = dict.fromkeys(Stage, Recorded([file.layers for file in stored[:count]], anchor.layers))
+        checking, _ = timed(base.device, stored[count - 1].check_numbers)
         started = time.process_time()
         with PeakMemory() as peak:
             seconds, fusion = timed(
@@ -291,8 +291,14 @@ def print_solving(
                 partial(fuse, base, members[:count], collection, objective, solvers, recorded=at_hand),
             )
         taken = time.process_time() - started
-        rows.append([count, len(fusion.changes), f"{seconds:.1f}", f"{taken:.1f}", f"{peak.gb:.2f}"])
-    heading = ["concepts", "layers", "solving = adding the last, s", "processors', s", "memory beside the model, GB"]
+        both = f"{checking + seconds:.1f}"
+        rows.append(
+            [count, len(fusion.changes), f"{seconds:.1f}", f"{taken:.1f}", f"{checking:.1f}", both, f"{peak.gb:.2f}"]
+        )
+    heading = [
+        "concepts", "layers", "solving, s", "processors', s", "looking through the last one's file, s",
+        "adding the last, s", "memory beside the model, GB",
+    ]  # fmt: skip
     print(markdown_table(heading, rows))
 
 

@@ -18,8 +18,6 @@ from torch import Tensor
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-_PIECE = 1 << 17  # numbers, which stay in a processor's cache
-
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
@@ -36,27 +34,18 @@ class StoredTensor:
     start: int
     version: tuple[int, int, int]
 
-    def read(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Its values, on the CPU.
-
-        Args:
-            dtype: what they are converted to, piece by piece, so that no second tensor of the size is filled; None: as
-                they are stored.
+    def read(self) -> Tensor:
+        """Its values as they are stored, on the CPU.
 
         Raises:
             OSError: the file is no longer there, or another one, or too short.
         """
-        values = torch.empty(self.shape.numel(), dtype=dtype or self.dtype)
-        buffer = values if values.dtype == self.dtype else torch.empty(_PIECE, dtype=self.dtype)
+        values = torch.empty(self.shape.numel(), dtype=self.dtype)
         with self.path.open("rb", buffering=0) as file:
             if _version(file.fileno()) != self.version:
                 raise OSError("it was replaced while it was in use")
             file.seek(self.start)
-            for start in range(0, len(values), max(len(buffer), 1)):
-                piece = buffer[: len(values) - start]
-                _fill(piece, file)
-                if buffer is not values:
-                    values[start : start + len(piece)] = piece
+            _fill(values, file)
         return values.reshape(self.shape)
 
 

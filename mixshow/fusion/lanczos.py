@@ -20,14 +20,14 @@ def largest_eigenvalue(apply: Callable[[Tensor], Tensor], like: Tensor) -> float
     """
     width = like.shape[-1]
     vector = torch.randn(width, dtype=like.dtype, generator=torch.Generator().manual_seed(0)).to(like)
-    basis, projected = like.new_zeros(0, width), like.new_zeros(_LANCZOS_STEPS, _LANCZOS_STEPS)
+    basis, projected = like.new_zeros(0, width), torch.zeros(_LANCZOS_STEPS, _LANCZOS_STEPS, dtype=torch.float64)
     found = 0.0
     for step in range(min(_LANCZOS_STEPS, width)):
         vector = vector - basis.T @ (basis @ vector)
         vector = vector / vector.norm()
         basis = torch.cat([basis, vector[None]])
         vector = apply(vector)
-        projected[: step + 1, step] = projected[step, : step + 1] = basis @ vector
+        projected[: step + 1, step] = projected[step, : step + 1] = (basis @ vector).cpu()
         before, found = found, float(torch.linalg.eigvalsh(projected[: step + 1, : step + 1])[-1])
         if found - before < _SETTLED * found:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
@@ -11,6 +12,9 @@ from mixshow.core.errors import MixshowError
 from mixshow.fusion.half import HalfMoment, half_of_square, half_times, unpacked
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.fusion.statistics_file import StoredInputs
+from mixshow.fusion.wide import KeptRows
+
+_PIECE = 1 << 20  # numbers that are converted at a time
 
 
 def opened(inputs: LayerInputs) -> LayerInputs:
@@ -50,7 +54,17 @@ class WeightedSum:
 
 
 def _added(total: Tensor | None, values: Tensor, weight: float) -> Tensor:
-    return weight * values if total is None else total.add_(values, alpha=weight)
+    if total is None:
+        total = torch.zeros_like(values, dtype=torch.float64)
+    for own, part in _pieces(total, values):
+        own.add_(part, alpha=weight)
+    return total
+
+
+def _pieces(values: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of two tensors of one size, the second's in the first's precision."""
+    parts = zip(values.view(-1).split(_PIECE), others.reshape(-1).split(_PIECE), strict=True)
+    return ((own, part.to(own)) for own, part in parts)
 
 
 def times(rows: Tensor, inputs: LayerInputs) -> Tensor:
@@ -73,12 +87,12 @@ class Squares:
 
     @cached_property
     def _half(self) -> Tensor:
-        return half_of_square(self._rows).flatten()
+        return half_of_square(self._rows)
 
     def of(self, inputs: LayerInputs) -> float:
         """Of inputs that are opened."""
         if isinstance(inputs, HalfMoment):
-            return float(torch.dot(self._half, inputs.half.flatten()))
+            return float(torch.stack([torch.dot(*parts) for parts in _pieces(self._half, inputs.half)]).sum())
         return float((self._whole * inputs.moment).sum())
 
 
@@ -93,6 +107,16 @@ def refuse_negative(name: str, inputs: LayerInputs) -> None:
     """
     if bool((_squares(inputs) < 0).any()):
         raise _damaged(name, "negative squares")
+
+
+def refuse_no_numbers(name: str, inputs: LayerInputs) -> None:
+    """Look through what was just recorded.
+
+    Raises:
+        MixshowError: some are no numbers.
+    """
+    if not bool((inputs.kept if isinstance(inputs, KeptRows) else inputs.moment).isfinite().all()):
+        raise _damaged(name, "values that are no numbers")
 
 
 def refuse_sum(name: str, total: Tensor) -> None:

@@ -28,6 +28,7 @@ from mixshow.fusion.wide import KeptRows
 
 FORMAT, FORMAT_VERSION = "mixshow.statistics", 1
 SUFFIX = ".stats.safetensors"
+KEPT = "statistics"  # the folder in a fused model where those it was solved from are kept
 _NEGATIVE = 1e-4  # of the largest square: a moment that is less than positive by more was never one
 
 Form = Literal["packed", "channels", "rows"]
@@ -71,25 +72,22 @@ class StoredInputs:
         return self.load(self.device).moment
 
     def load(self, device: torch.device | str = "cpu") -> HalfMoment | LayerStatistics | KeptRows:
-        """Read it; sums are float64 then.
+        """Read it, in the file's precision.
 
         Raises:
             MixshowError: the file is no longer there, or damaged.
         """
-        # Sums are in float64; on their way to another device they are as short as in the file.
-        here = self.form != "rows" and torch.device(device).type == "cpu"
         try:
-            stored = self.place.read(torch.float64 if here else None).to(device)
+            stored = self.place.read().to(device)
         except OSError as error:
             raise MixshowError(
                 f"{self.place.path}: cannot be read ({error}); run again; if that does not help record it again"
             ) from error
-        stored = stored if self.form == "rows" else stored.double()
         kept = slice(0, self.width - self.without_constant)
         if self.form == "rows":
             return KeptRows(stored[:, kept], self.rows, self.resolution)
         if self.form == "channels":
-            return LayerStatistics(stored[..., kept, kept], self.rows, self.resolution)
+            return LayerStatistics(stored[..., kept, kept].double(), self.rows, self.resolution)
         half = packed(unpacked(stored)[kept, kept]) if self.without_constant else stored
         return HalfMoment(half, self.rows, self.resolution)
 
@@ -115,22 +113,28 @@ class StatisticsFile:
             MixshowError: values that are no numbers, or moments that no inputs give.
         """
         for name, each in {each.key: (name, each) for name, each in self.layers.items()}.values():
-            inputs = each.load()
-            problem = _numbers_problem(inputs.kept if isinstance(inputs, KeptRows) else inputs.moment, each.form)
+            problem = _numbers_problem(each.load())
             if problem:
                 raise MixshowError(f"{self.path}: '{name}' holds {problem}; record it again, in float32")
 
 
-def _numbers_problem(values: Tensor, form: Form) -> str | None:
-    if not values.isfinite().all():
+def _numbers_problem(inputs: HalfMoment | LayerStatistics | KeptRows) -> str | None:
+    values = {KeptRows: "kept", HalfMoment: "half", LayerStatistics: "moment"}[type(inputs)]
+    if not getattr(inputs, values).isfinite().all():
         return "values that are no numbers"
-    if form == "rows":
+    if isinstance(inputs, KeptRows):
         return None
-    squares = values.diagonal(dim1=-2, dim2=-1)
-    shift = _NEGATIVE * squares.amax(-1)[..., None, None].clamp(min=torch.finfo(values.dtype).tiny)
-    shifted = values + shift * torch.eye(values.shape[-1]).to(values)
-    failed = torch.linalg.cholesky_ex(shifted)[1]
-    return "a moment with negative eigenvalues, which no inputs give" if bool(failed.any()) else None
+    # Single precision takes a fraction of the time, and what it finds positive is so to within `_NEGATIVE`.
+    if isinstance(inputs, HalfMoment) and not _negative(inputs.lower.float()):
+        return None
+    return "a moment with negative eigenvalues, which no inputs give" if _negative(inputs.moment.clone()) else None
+
+
+def _negative(moment: Tensor) -> bool:
+    """Whether a moment `[..., in, in]` has eigenvalues clearly below 0; its lower triangle counts, and is changed."""
+    diagonal = moment.diagonal(dim1=-2, dim2=-1)
+    diagonal += _NEGATIVE * diagonal.amax(-1, keepdim=True).clamp(min=torch.finfo(moment.dtype).tiny)
+    return bool(torch.linalg.cholesky_ex(moment)[1].any())
 
 
 def write_statistics(

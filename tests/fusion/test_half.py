@@ -13,7 +13,7 @@ from mixshow.core.errors import MixshowError
 from mixshow.core.stored_tensor import stored_tensors
 from mixshow.fusion.half import HalfMoment, half_of_square, half_times, packed
 from mixshow.fusion.inputs import Inputs
-from mixshow.fusion.moments import Squares, WeightedSum
+from mixshow.fusion.moments import Squares, WeightedSum, times
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
@@ -37,7 +37,7 @@ def halved(inputs: LayerStatistics) -> HalfMoment:
     return HalfMoment(packed(inputs.moment), inputs.rows, inputs.resolution)
 
 
-@pytest.mark.parametrize("width", [1, 2, 5, 8])
+@pytest.mark.parametrize("width", [1, 2, 5, 8, 600, 1025])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_halves_give_what_whole_matrices_give(width: int, rows: int) -> None:
     whole, other = statistics(width, 1), statistics(width, 2)
@@ -48,6 +48,7 @@ def test_halves_give_what_whole_matrices_give(width: int, rows: int) -> None:
     assert [Squares(given).of(each) for each in (half, whole)] == pytest.approx([float(expected)] * 2, rel=1e-12)
     torch.testing.assert_close(half.diagonal, whole.moment.diagonal())
     torch.testing.assert_close(half.moment, whole.moment)
+    torch.testing.assert_close(half.lower.tril(), whole.moment.tril())
     assert half.shape == whole.shape
     for parts in ([half, halved(other)], [whole, other], [half, other]):
         total = WeightedSum()
@@ -156,17 +157,27 @@ def test_damaged_statistics_in_files_are_refused_when_they_are_solved(tmp_path: 
         inputs.look([None])
 
 
-def test_stored_tensors_come_back_in_pieces_and_a_replaced_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mixshow.core.stored_tensor._PIECE", 3)
+def test_moments_in_single_precision_are_summed_up_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixshow.fusion.moments._PIECE", 7)
+    whole, given = statistics(9, 1), random(3, 9, seed=2)
+    exact = whole.moment.float().double()
+    single = HalfMoment(packed(whole.moment).float(), whole.rows, whole.resolution)
+    total = WeightedSum()
+    total.add(single, 0.3)
+    total.add(halved(whole), 0.5)
+    torch.testing.assert_close(total.value, 0.3 * exact + 0.5 * whole.moment, rtol=1e-14, atol=1e-13)
+    torch.testing.assert_close(times(given, single), given @ exact, rtol=1e-13, atol=1e-12)
+    assert Squares(given).of(single) == pytest.approx(float((given @ exact * given).sum()), rel=1e-13)
+    assert torch.equal(single.moment, exact) and torch.equal(single.diagonal, exact.diagonal())
+
+
+def test_stored_tensors_come_back_as_they_were_and_a_replaced_file_is_refused(tmp_path: Path) -> None:
     path, whole = tmp_path / "a.stats.safetensors", statistics(5, 1)
     single = dataclasses.replace(whole, resolution=1e-7)
     write_statistics(path, {"double": whole, "single": single}, ORIGIN)
     places = stored_tensors(path)
     assert torch.equal(places["double"].read(), packed(whole.moment))
     assert torch.equal(places["single"].read(), packed(whole.moment).float())
-    assert torch.equal(places["single"].read(torch.float64), packed(whole.moment).float().double())
     layers = open_statistics(path).layers
     write_statistics(path, {"double": whole, "more": whole, "single": single}, ORIGIN)
     with pytest.raises(MixshowError, match="was replaced while it was in use"):
