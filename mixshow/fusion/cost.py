@@ -88,7 +88,10 @@ def heldout_passes(plan: HeldOutPlan, members: int, fusions: int) -> Passes:
 def stored_bytes(inputs: Sequence[DistinctInputs], collection: Collection, sets: int) -> int:
     """Of all concepts' and the anchor's statistics in their files, in single precision (of text features in double)."""
     return sets * sum(
-        4 * each.kept_elements(collection) if each.is_wide(collection) else 2 * each.elements for each in inputs
+        4 * each.kept_elements(collection)
+        if each.is_wide(collection)
+        else each.elements * (2 if each.stage is Stage.SPATIAL else 4)  # half of them
+        for each in inputs
     )
 
 

@@ -19,11 +19,13 @@ class DistinctInputs:
     """Inputs of layers that read the same.
 
     Attributes:
+        stage: of the layers.
         width: with the constant 1 where there is one.
         count: of moments: 1, or a normalisation's channels.
         outputs: of each of the layers.
     """
 
+    stage: Stage
     width: int
     count: int
     outputs: Sequence[int]
@@ -52,6 +54,6 @@ def distinct_inputs(layers: Iterable[Layer], collection: Collection) -> list[Dis
         weighed = collection.sensitive and layer.stage is Stage.SPATIAL
         together = name in _TOGETHER and not elementwise and not weighed
         key = (outer, layer.stage, width) if together else (layer.path,)
-        before = found.get(key, DistinctInputs(width, channels if elementwise else 1, ()))
+        before = found.get(key, DistinctInputs(layer.stage, width, channels if elementwise else 1, ()))
         found[key] = dataclasses.replace(before, outputs=(*before.outputs, 1 if elementwise else channels))
     return list(found.values())

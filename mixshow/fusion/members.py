@@ -159,13 +159,13 @@ class Member:
 
 
 def changed_layers(base: Base, members: Sequence[Member], stage: Stage) -> list[Layer]:
-    """The layers of a stage that any member's network changes, extended where one of them changes the bias."""
-    named = {key.partition(".")[0] for member in members for key in member.concept.network}
+    """The layers of a stage that any member's network changes at its strength, extended where one changes the bias."""
+    changed = {path for member in members for path in member.changes(base, [stage])}
     biased = {path for member in members for path in member.changed_biases(base, [stage])}
     return [
         dataclasses.replace(layer, extended=layer.path in biased)
-        for name, layer in layers_of(base).items()
-        if name in named and layer.stage is stage
+        for layer in layers_of(base).values()
+        if layer.path in changed
     ]
 
 

@@ -8,7 +8,7 @@ from mixshow.fusion.collect import Collection
 from mixshow.fusion.cost import solved_bytes
 from mixshow.fusion.distinct_inputs import DistinctInputs, distinct_inputs
 from mixshow.fusion.layers import Layer, Stage
-from mixshow.fusion.solve import at_hand_bytes, solving_bytes
+from mixshow.fusion.solve import MATRICES, at_hand_bytes, solving_bytes
 from mixshow.fusion.statistics import input_width, is_elementwise
 from mixshow.lycoris.carrier import own_weight
 
@@ -16,7 +16,6 @@ _FUSIONS = 4  # of passes that solve again: the first, the best, the latest and 
 RECORDING = "recording a concept"
 IN_ORDER = "solving layers in order"
 DISTILLING = "distilling"
-_MATRICES = 5  # of a layer that is solved, beside its sets
 _ROWS_WORK = 5  # tensors of a layer's outputs on kept rows, while another objective than squares is minimised
 
 
@@ -73,7 +72,7 @@ def fusion_memory(
         largest = max(paired_bytes(each) for each in distinct_inputs(in_order, collection))
         most = max(collection.share_of_points(members, captions=captions) for captions in (False, True))
         passing = 2 * min(together, most) * running
-        found[IN_ORDER] = waiting + passing + (sets + _MATRICES) * largest + results
+        found[IN_ORDER] = waiting + passing + (sets + MATRICES) * largest + results
     if collection.progressive or again:
         # All concepts' statistics of a stage are at hand, while the last is recorded and while all are solved.
         by_stage = [

@@ -89,7 +89,10 @@ class LayerProblem:
         return (1 - share) * product + share * rows * moment.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
 
     def measured(self, change: Tensor) -> Measured:
-        """Residuals and objective at D, `[out, in]`, in one pass over the moments."""
+        """Residuals and objective at D, `[out, in]`, in one pass over the moments.
+
+        A residual is a concept's mean squared error of the outputs on its inputs, `tr((D - D_i) G_i (D - D_i)^T)`.
+        """
         return self.measured_together([self], [change])[0]
 
     @staticmethod
@@ -110,14 +113,6 @@ class LayerProblem:
             shares = [inputs.anchor_weight * quadratic(change, inputs.anchor_moment) for change in changes]
             values = [value + share for value, share in zip(values, shares)]
         return list(zip(residuals, values))
-
-    def residuals(self, change: Tensor) -> list[float]:
-        """For each concept the mean squared error of the outputs on its inputs, `tr((D - D_i) G_i (D - D_i)^T)`.
-
-        Args:
-            change: D, `[out, in]`.
-        """
-        return self.measured(change)[0]
 
     def objective(self, change: Tensor) -> float:
         """The value that solvers minimise at D, `[out, in]`."""

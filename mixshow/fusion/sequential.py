@@ -70,7 +70,7 @@ def solved_in_order(
         layers: to solve; those that no pass comes to are left out.
         keep_metrics: give every layer's S too.
         processes: that run some of the pictures each; all of them have all solutions.
-        known: solutions by module path, of layers that are not solved again.
+        known: solutions by module path, of layers that are not solved again where all processes know them.
         solutions: where what is solved is put.
 
     Raises:
@@ -82,6 +82,8 @@ def solved_in_order(
     wanted = {layer.path: layer for layer in layers}
     solving = _Solving(base, members, deltas, objective, solver, keep_metrics, processes)
     found: dict[str, Solved] = {}
+    shared = set.intersection(*processes.gathered(set(known or {})))
+    known = {path: each for path, each in (known or {}).items() if path in shared}
     modules = {path: layer.module for path, layer in wanted.items()}
     with (
         told_apart(base, wanted, deltas, fused.changes),
@@ -94,8 +96,8 @@ def solved_in_order(
                 layer = wanted[path]
                 solving.add_own_changes(layer, passes, waiting)
                 if path not in found:  # else it runs more than once
-                    found[path] = (known or {}).get(path) or solving.solved(layer, passes, waiting)
-                    if solutions is not None and processes.main and path not in (known or {}):
+                    found[path] = known.get(path) or solving.solved(layer, passes, waiting)
+                    if solutions is not None and processes.main and path not in known:
                         solutions.write([found[path]])
                     bar.update()
                 fused_change = found[path].outcome.change

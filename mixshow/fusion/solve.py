@@ -26,7 +26,7 @@ from mixshow.fusion.wide import KeptRows
 Inputs = Mapping[str, LayerInputs]
 Amendment = Callable[[Sequence[LayerProblem]], list[LayerProblem]]
 _BYTES = 1 << 28  # matrices of the layers that are solved together
-_MATRICES = 5  # of the moment's size that a problem holds beside the concepts' moments
+MATRICES = 5  # of the moment's size that a problem holds beside the concepts' moments
 
 
 def solved(
@@ -180,7 +180,7 @@ def group_bytes(inputs: Sequence[LayerInputs]) -> int:
 
 def at_hand_bytes(elements: int, sets: int) -> int:
     """The same, where moments have so many elements, one for each set of statistics."""
-    return 8 * (sets + _MATRICES) * elements
+    return 8 * (sets + MATRICES) * elements
 
 
 def solving_bytes(elements: Sequence[int], sets: int) -> int:

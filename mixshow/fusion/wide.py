@@ -45,11 +45,6 @@ class KeptRows:
         """F, `[kept, in]`, float64, with `F^T F` the moment of one row."""
         return self.kept.double() / max(len(self.kept), 1) ** 0.5
 
-    def product(self, rows: Tensor) -> Tensor:
-        """`rows @ G` for rows `[any, in]` with G the moment of one row, which is not formed."""
-        factor = self.factor
-        return (rows.double() @ factor.mT) @ factor
-
     @property
     def mean(self) -> Tensor:
         """The moment of one row, formed: `[in, in]`, float64."""

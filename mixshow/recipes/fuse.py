@@ -30,10 +30,10 @@ from mixshow.models.device import device_named
 from mixshow.recipes.fuse_members import collisions, listed_concepts, read_members
 from mixshow.recipes.fuse_memory import check_memory_of_distilling, points_that_fit
 from mixshow.recipes.fuse_output import check_format, formatted, output_problems, write_fused
-from mixshow.recipes.fuse_refine import refined
+from mixshow.recipes.fuse_refine import cut_to_factors, refined
 from mixshow.recipes.fuse_statistics import FusionStatistics, gather_statistics
 from mixshow.recipes.fuse_work import remove_work_folder, solved_layers
-from mixshow.recipes.statistics import collection_for
+from mixshow.recipes.statistics import collection_for, steps_problem
 
 T = TypeVar("T")
 
@@ -65,15 +65,20 @@ def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = f
     processes = Processes.launched()
     base, members, options = prepare(options, source)
     options = with_points(options, min(processes.gathered(collection_for(options).points)))
-    check_memory_of_distilling(base, members, options)
+    if processes.main:  # which distills
+        check_memory_of_distilling(base, members, options)
     loaded = time.monotonic()
     statistics = gather_statistics(base, members, options, source, processes, known)
     solved = _solved(base, members, options, statistics, processes)
     processes.part_ways()
     if not processes.main:
         return options.output
-    final = refined(base, members, solved, options, collection_for(options), *problem_of(options))
+    cut = cut_to_factors(base, members, solved, options) if options.distills_factors else None
+    if cut is not None:
+        solved = dataclasses.replace(solved, metrics={})  # every S, which nothing else needs while it is distilled
+    final = refined(base, members, solved, options, collection_for(options), *problem_of(options), cut=cut)
     fusion, factors = formatted(base, members, final, options)
+    fusion.check_numbers()  # before a model that is there is replaced
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
@@ -104,6 +109,11 @@ def prepare(options: FuseOptions, source: str) -> tuple[Base, list[Member], Fuse
     if base is not None:
         for i, member in members.items():
             attempt(f"concepts[{i}]", lambda member=member: check_format(base, member, options))  # type: ignore[misc]
+        problems += [
+            f"{name}: {problem}"
+            for name, steps in (("statistics.steps", options.statistics.steps), ("report.steps", options.report.steps))
+            if (problem := steps_problem(base, steps))
+        ]
         points = attempt("statistics", lambda: points_that_fit(base, list(members.values()), options))
         if options.statistics.points is None:
             options = with_points(options, points)

@@ -18,7 +18,7 @@ from mixshow.fusion.cost import Passes
 from mixshow.fusion.distinct_inputs import distinct_inputs
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member, changed_layers
-from mixshow.fusion.memory import DISTILLING
+from mixshow.fusion.memory import DISTILLING, metric_bytes
 from mixshow.fusion.own_and_fused import UNET
 from mixshow.models import Base, prompt_states
 from mixshow.models.prompts import text_states
@@ -103,14 +103,15 @@ def make_plan(
         memory = _memory(base, members, options, [layer for own in layers.values() for layer in own], at_hand)
     else:
         parts.append(Part(f"merging by {options.method}", sum(map(len, layers.values())), Passes(), 0.0))
-    if options.refine.method != "none":
+    own = [layer for stage in UNET for layer in layers.get(stage, [])]
+    refining = options.refine.method != "none" and (bool(own) or options.refine.method != "distill")
+    if refining:
         again = options.refine.method == "rerecord"
         once = _solving_parts(base, members, options, speed, layers) if again else []
         parts.append(_refining(members, options, speed, layers, once))
-        own = [layer for stage in UNET for layer in layers.get(stage, [])]
         memory |= {} if again else {DISTILLING: memory_of_distilling(base, members, options, own)}
     if options.report.heldout:
-        passes = cost.heldout_passes(heldout_plan(options), len(members), 1 + (options.refine.method != "none"))
+        passes = cost.heldout_passes(heldout_plan(options), len(members), 1 + refining)
         parts.append(Part("held-out report", 0, passes, speed.of(passes)))
     counts = {stage: [len(member.changes(base, [stage])) for member in members] for stage in layers}
     return FusionPlan(parts, counts, memory)
@@ -189,9 +190,12 @@ def _memory(
     sets = len(members) + (problem_of(options)[0].anchor_weight > 0)
     found = memory_needed(base, members, options, layers, recording=len(at_hand) < sets)
     if not collection.progressive:
-        waiting = cost.stored_bytes(
-            distinct_inputs(stored, collection), collection, sets - len(at_hand)
-        ) + cost.solved_bytes(layers, ranks_kept(base, members, options))
+        waiting = cost.stored_bytes(distinct_inputs(stored, collection), collection, sets - len(at_hand))
+        waiting += cost.solved_bytes(layers, ranks_kept(base, members, options))
+        if options.keeps_metrics:  # layers that are solved in order have files of their own
+            apart = [layer for layer in layers if not collection.solves_in_order(layer)]
+            groups = [apart, *([layer] for layer in layers if collection.solves_in_order(layer))]
+            waiting += sum(metric_bytes(distinct_inputs(group, collection), collection) for group in groups)
         found["statistics and solved layers on the disk"] = waiting
     return found
 

@@ -28,6 +28,16 @@ from mixshow.recipes.fuse_work import distill_checkpoints
 _SEED = 2  # of the validation pictures' start noise
 
 
+Cut = tuple[Fusion, dict[str, Factors]]
+
+
+def cut_to_factors(base: Base, members: Sequence[Member], fusion: Fusion, options: FuseOptions) -> Cut:
+    """The fusion within the ranks that the options allow, without metrics, and its factors by module path."""
+    found = as_low_rank(base, members, fusion, rank=options.lora.rank, energy=options.lora.energy)
+    tell_loss(loss_report(found[1]))
+    return found
+
+
 def refined(
     base: Base,
     members: Sequence[Member],
@@ -36,21 +46,23 @@ def refined(
     collection: Collection,
     objective: Objective,
     solvers: Mapping[Stage, Solver],
+    *,
+    cut: Cut | None = None,
 ) -> Fusion:
     """The fusion refined as the options say.
 
     Args:
         collection, objective, solvers: what it was solved with, to solve again.
+        cut: the fusion and its factors, to be refined within these.
     """
     if options.refine.method == "none":
         return fusion
     start = time.monotonic()
     factors: dict[str, Factors] | None = None
     about: dict[str, Any] = {}
-    if options.distills_factors:
-        fusion, factors = as_low_rank(base, members, fusion, rank=options.lora.rank, energy=options.lora.energy)
+    if cut is not None:
+        fusion, factors = cut
         about = {"cut": loss_report(factors)}
-        tell_loss(about["cut"])
     stopping = _stopping(base, members, options) if options.refine.stops else None
     if options.refine.method == "rerecord":
         found = rerecord(

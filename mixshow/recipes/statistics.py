@@ -13,6 +13,7 @@ from mixshow.config.load import load, read_yaml
 from mixshow.config.recording import StatisticsOptions
 from mixshow.config.statistics import StatisticsFileOptions
 from mixshow.core.errors import OptionsError
+from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.collect import POINTS, Collection
@@ -25,6 +26,7 @@ from mixshow.fusion.own_and_fused import running_bytes
 from mixshow.fusion.prompts import CAPTIONS, PICTURES, TEXT
 from mixshow.fusion.recording import record_all
 from mixshow.fusion.sensitivity import backward_bytes
+from mixshow.fusion.sharing import summed
 from mixshow.fusion.statistics_file import SUFFIX, open_statistics, write_statistics
 from mixshow.models import Base, load_base, prompt_states
 from mixshow.models.device import device_named
@@ -37,6 +39,8 @@ def record_statistics(
     path: Path | None, overrides: Sequence[str] = (), *, values: Mapping[str, Any], captions: bool = False
 ) -> Path:
     """Record statistics; returns their file.
+
+    Of several processes (`accelerate launch -m mixshow statistics`) each records some prompts, the main one writes.
 
     Args:
         path: an options file; None: there is none.
@@ -57,7 +61,10 @@ def record_statistics(
     output = options.output or _beside(options.concept)
     if output.exists():
         open_statistics(output)  # whatever else it is stays
+    processes = Processes.launched()
     base = load_base(options.base, vae=options.vae, device=device_named(options.device))
+    if problem := steps_problem(base, options.statistics.steps):
+        raise OptionsError(source, [f"statistics.steps: {problem}"])
     member = None if options.concept is None else _member(options, options.concept, base)
     collection, ordinary = collection_of(options.statistics), options.captions or CAPTIONS
     kinds = [kind for kind in options.layers if member is not None or kind != OWN]
@@ -76,13 +83,23 @@ def record_statistics(
     start = time.monotonic()
     origin = Origins(base, collection, ordinary).of(member)
     log.info("recording %d layers under %s", len(layers), "the base" if member is None else member.concept.text)
-    found = record_all(base, member, layers, collection, ordinary)
+    found = record_all(base, member, layers, collection, ordinary, processes.part())
+    found = summed(found, processes, base.device, collection.kept_rows)
+    processes.part_ways()
+    if not processes.main:
+        return output
     write_statistics(output, found, origin, {layer.path for layer in layers if layer.extended})
     log.info(
         "statistics: %s (%d layers, %.1f MB, %.1f s)",
         output, len(found), output.stat().st_size / 1e6, time.monotonic() - start,
     )  # fmt: skip
     return output
+
+
+def steps_problem(base: Base, steps: int) -> str:
+    """Why pictures of a base cannot be denoised in so many steps; empty where they can."""
+    most = base.num_train_timesteps
+    return "" if steps <= most else f"expected at most {most}, for which this base was trained, found {steps}"
 
 
 def kept_for_gradients(base: Base, width: int | None, height: int | None) -> int:

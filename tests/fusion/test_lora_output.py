@@ -1,9 +1,11 @@
-"""`format: lora`: factors of a fused change, and that the file is the fused model, here and in plain diffusers."""
+"""`format: lora`: the file is the fused model, here and in plain diffusers."""
 
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixshow.cli.main import EXIT_USER_ERROR, main
+from mixshow.config.fuse import FuseOptions
 from mixshow.edlora.concept import Concept, attach_concepts, load_concept, save_concept
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion.collect import Collection
-from mixshow.fusion.factors import as_low_rank, factorised, loss_report
+from mixshow.fusion.distill import distill
+from mixshow.fusion.factors import as_low_rank, loss_report
 from mixshow.fusion.fuse import fuse
 from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import Stage, layers_of, put_in_place
@@ -25,70 +29,14 @@ from mixshow.fusion.objective import Objective
 from mixshow.fusion.solvers import LBFGS, Exact
 from mixshow.lycoris import create_network
 from mixshow.models import Base, prompt_states, save_base
+from mixshow.recipes.fuse_refine import Cut, cut_to_factors
 from tests.tiny import tiny_concept
 
 SMALL = Collection(text_prompts=["a photo of {concept}", "{concept}"], picture_prompts=["{concept}"], steps=2)
-OUT, WIDTH = 7, 10
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cost(error: Tensor, metric: Tensor) -> float:
     return float((error @ metric @ error.T).trace())
-
-
-@pytest.mark.parametrize("shape", [(OUT, WIDTH), (WIDTH, OUT), (40, 3)])
-def test_concepts_of_low_rank_fuse_into_the_sum_of_their_ranks(shape: tuple[int, int]) -> None:
-    out, width = shape
-    directions = random(out, 3, seed=1)
-    change = directions @ random(3, width, seed=2)
-    factors = factorised(change, directions)
-    assert (factors.rank, factors.exact_rank, factors.lost) == (3, 3, 0.0)
-    torch.testing.assert_close(factors.up @ factors.down, change)
-    assert float(factors.up.norm()) == pytest.approx(float(factors.down.norm()))
-
-
-@pytest.mark.parametrize("shape", [(OUT, WIDTH), (WIDTH, OUT), (40, 3)])
-def test_other_changes_have_the_rank_of_their_shape(shape: tuple[int, int]) -> None:
-    change = random(*shape, seed=2)
-    for directions in (None, random(shape[0], 2, seed=3), random(shape[0], 60, seed=3)):
-        factors = factorised(change, directions)
-        assert factors.rank == factors.exact_rank == min(shape) and factors.lost == 0
-        torch.testing.assert_close(factors.up @ factors.down, change)
-
-
-@pytest.mark.parametrize("rank", [1, 3, 5])
-@pytest.mark.parametrize("known", [False, True])
-def test_truncating_minimises_the_change_of_the_recorded_outputs(rank: int, known: bool) -> None:
-    """Against the dense reference: the truncated SVD of `D S^(1/2)`, times `S^(-1/2)`."""
-    rows = random(50, WIDTH, seed=1) * torch.logspace(0, -2, WIDTH)
-    metric, directions = rows.T @ rows, random(OUT, 6, seed=2)
-    change = directions @ random(6, WIDTH, seed=3)
-    factors = factorised(change, directions if known else None, metric, rank=rank)
-    values, vectors = torch.linalg.eigh(metric)
-    root = vectors * values.sqrt() @ vectors.T
-    left, singular, right = torch.linalg.svd(change @ root, full_matrices=False)
-    expected = left[:, :rank] * singular[:rank] @ right[:rank] @ torch.linalg.inv(root)
-    torch.testing.assert_close(factors.up @ factors.down, expected, rtol=1e-6, atol=1e-7)
-    assert factors.lost == pytest.approx(cost(change - expected, metric) / cost(change, metric))
-    plain = factorised(change, None, None, rank=rank)
-    assert cost(change - expected, metric) < cost(change - plain.up @ plain.down, metric)
-    assert plain.lost == pytest.approx(float((change - plain.up @ plain.down).square().sum() / change.square().sum()))
-
-
-def test_energy_takes_the_smallest_rank_that_keeps_it() -> None:
-    change, metric = random(OUT, WIDTH, seed=1) * torch.logspace(0, -3, WIDTH), torch.eye(WIDTH, dtype=torch.float64)
-    for energy in (0.5, 0.9, 0.999, 1.0):
-        factors = factorised(change, None, metric, energy=energy)
-        assert factors.lost <= 1 - energy + 1e-12
-        if factors.rank > 1:
-            assert factorised(change, None, metric, rank=factors.rank - 1).lost > 1 - energy
-    assert factorised(change, None, metric, energy=0.999, rank=1).rank == 1
-
-
-# --- whole models
 
 
 def fused(base: Base, members: list[Member], **options: object) -> Fusion:
@@ -282,7 +230,19 @@ def test_a_distilled_network_file_is_exact(stage: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_rank_is_cut_to_before_it_is_distilled(stage: Path) -> None:
+def test_a_rank_is_cut_to_before_it_is_distilled(stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics: list[weakref.ref[Tensor]] = []
+
+    def cut(base: Base, members: list[Member], fusion: Fusion, options: FuseOptions) -> Cut:
+        metrics.extend(map(weakref.ref, fusion.metrics.values()))
+        return cut_to_factors(base, members, fusion, options)
+
+    def distilled(*given: Any, **options: Any) -> Fusion:
+        assert metrics and all(each() is None for each in metrics)  # every S, which is large, is gone by now
+        return distill(*given, **options)
+
+    monkeypatch.setattr("mixshow.recipes.fuse.cut_to_factors", cut)
+    monkeypatch.setattr("mixshow.recipes.fuse_refine.distill", distilled)
     assert main(["fuse", "fuse.yml", "refine.method=distill", "lora.energy=0.9", "report.heldout=false"]) == 0
     report = json.loads((stage / "fused" / "fusion_report.json").read_text())
     assert 0 < report["refining"]["cut"]["worst_lost"] <= 0.1 and not report["refining"]["cut"]["exact"]

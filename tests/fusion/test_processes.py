@@ -13,6 +13,7 @@ import torch
 
 from mixshow.cli.main import EXIT_INTERRUPTED, EXIT_USER_ERROR, main
 from mixshow.core.processes import Processes
+from mixshow.core.stored_tensor import stored_tensors
 from mixshow.edlora.concept import save_concept
 from mixshow.fusion import cost, lessons
 from mixshow.fusion.collect import Collection
@@ -24,7 +25,9 @@ from mixshow.fusion.layers import Stage
 from mixshow.fusion.lessons import DistillPlan, write_curriculum
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.objective import Objective
+from mixshow.fusion.origin import Origin
 from mixshow.fusion.solvers import Exact
+from mixshow.fusion.statistics_file import write_statistics
 from mixshow.models import Base, load_base
 from mixshow.recipes import fuse_plan
 from tests.tiny import tiny_concept
@@ -186,6 +189,16 @@ def test_the_plan_knows_that_wide_layers_are_solved_in_the_span_of_their_rows(
     assert cost.stored_bytes(inputs, moments, 3) == 3 * sum(2 * each.elements for each in inputs)
     assert cost.stored_bytes(inputs, rows, 3) == 3 * sum(8 * each.width * len(each.outputs) for each in inputs)
     assert cost.solving_operations(inputs, rows, 8, 3) < cost.solving_operations(inputs, moments, 8, 3)
+
+
+def test_the_plan_knows_how_large_files_of_statistics_are(tiny: Base, members: list[Member], tmp_path: Path) -> None:
+    """Text features are in double precision there."""
+    layers = [layer for stage in Stage for layer in changed_layers(tiny, members, stage)]
+    path = tmp_path / "duck.stats.safetensors"
+    write_statistics(path, fuse_recorded(tiny, members), Origin("", "", None, (), 1.0, 1.0, (), (), True, 1, 8, 8, 0))
+    written = sum(each.shape.numel() * each.dtype.itemsize for each in stored_tensors(path).values())
+    # A half has a row more than half of a matrix.
+    assert 1 < written / cost.stored_bytes(distinct_inputs(layers, Collection()), Collection(), 1) < 1.1
 
 
 def test_the_plan_knows_the_distinct_inputs(tiny: Base, members: list[Member]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
+from typing import TypeVar, cast
 
 import pytest
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from mixshow.core.attachment import Attachment
 from mixshow.core.errors import MixshowError
+from mixshow.core.processes import Processes
 from mixshow.core.seeding import derived_seed
 from mixshow.edlora.layerwise import layerwise_states
 from mixshow.fusion import cost
-from mixshow.fusion.collect import Collection, default_points
+from mixshow.fusion.collect import Collection
 from mixshow.fusion.factors import as_low_rank, directions_of
 from mixshow.fusion.fuse import fuse
 from mixshow.fusion.fusion import Fusion
@@ -23,7 +24,7 @@ from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.layers import Layer, Stage, layers_of, put_in_place
 from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.objective import Objective
-from mixshow.fusion.own_and_fused import chosen_points, chosen_steps
+from mixshow.fusion.own_and_fused import chosen_points
 from mixshow.fusion.paired import output_rows
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.solved_layers import SolvedLayers
@@ -37,6 +38,7 @@ from tests.fusion.test_processes import Counter
 from tests.fusion.test_recipe import stage  # noqa: F401
 from tests.tiny import tiny_concept
 
+T = TypeVar("T")
 SMALL = Collection(
     sequential=True, text_prompts=["a photo of {concept}", "{concept} in the rain"],
     picture_prompts=["{concept}", "a {concept} on the beach"], steps=4, points=8,
@@ -252,20 +254,14 @@ def test_layers_that_are_known_are_not_solved_again(
     object.__setattr__(solvers[Stage.SPATIAL], "left", len(spatial) - 20)
     again = fuse(tiny, members, SMALL, OBJECTIVE, solvers, solutions=kept)
     assert all(torch.equal(change, again.changes[path]) for path, change in fusion.changes.items())
+    # Another process that cannot read them would wait at a layer where this one has nothing to say.
+    with pytest.raises(KeyboardInterrupt):
+        fuse(tiny, members, SMALL, OBJECTIVE, solvers, solutions=kept, processes=BesideOneWithoutSolutions(0, 1))
 
 
-def test_pictures_take_turns_in_their_steps() -> None:
-    assert [chosen_steps(number, 8, 2) for number in range(5)] == [[0, 4], [1, 5], [2, 6], [3, 7], [0, 4]]
-    assert chosen_steps(3, 4, 9) == [0, 1, 2, 3] and chosen_steps(5, 8, 1) == [5]
-    for number, points in itertools.product(range(3), range(1, 40)):
-        chosen = chosen_points(number, 5, 6, points)
-        assert sum(map(len, chosen.values())) == min(points, 30) and len(chosen) == min(points, 5)
-
-
-def test_large_pictures_have_fewer_points(tiny: Base) -> None:
-    side = 33 * tiny.topology.latent_factor
-    side += -side % tiny.topology.size_multiple
-    assert default_points(tiny, None, None) == 96 and default_points(tiny, side, side) == 32
+class BesideOneWithoutSolutions(Processes):
+    def gathered(self, own: T) -> list[T]:
+        return [own, cast(T, set())] if isinstance(own, set) else [own]
 
 
 def test_the_plan_counts_the_passes(tiny: Base, members: list[Member]) -> None:

@@ -14,6 +14,7 @@ from mixshow.config.fuse import FuseOptions, load_fuse_options
 from mixshow.config.load import build
 from mixshow.core.processes import Processes
 from mixshow.edlora.concept import save_concept
+from mixshow.fusion.layers import Stage
 from mixshow.fusion.own_and_fused import pictures_together, running_bytes, waiting_bytes
 from mixshow.models import Base
 from mixshow.recipes import memory
@@ -90,6 +91,24 @@ def test_processes_solve_on_as_many_points_as_fit_into_each(
     monkeypatch.setattr(Processes, "launched", lambda: WithASmallerOne(0, 1))
     assert main(["fuse", "fuse.yml", "refine.method=none", "report.heldout=false"]) == 0
     assert json.loads((stage / "fused" / "fusion_report.json").read_text())["options"]["statistics"]["points"] == 3
+
+
+@pytest.mark.parametrize("collect", ["sequential", "independent"])
+@pytest.mark.parametrize("strengths", [("unet: 0", "unet: 0"), ("alpha: 0", "alpha: 1"), ("alpha: 0", "unet: 0")])
+def test_networks_without_strength_leave_their_layers_alone(
+    stage: Path,  # noqa: F811
+    collect: str,
+    strengths: tuple[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    duck, fox = strengths
+    concepts = f"concepts=[{{file: duck.safetensors, {duck}}}, {{file: fox.pth, {fox}}}]"
+    given = ["fuse", "fuse.yml", concepts, f"statistics.collect={collect}", "report.heldout=false"]
+    assert main(given) == 0
+    layers = json.loads((stage / "fused" / "fusion_report.json").read_text())["layers"]
+    assert any(each["stage"] == Stage.SPATIAL.value for each in layers.values()) == (fox == "alpha: 1")
+    assert main([*given, "output=other", "--dry-run"]) == 0
+    assert ("distilling" in capsys.readouterr().out) == (fox == "alpha: 1")
 
 
 def test_networks_of_nothing_but_layers_in_sequence(stage: Path, tiny: Base) -> None:  # noqa: F811

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from mixshow.core.errors import MixshowError, did_you_mean
 from mixshow.fusion.problem import LayerProblem
 from mixshow.fusion.solvers.cg import CG
 from mixshow.fusion.solvers.constrained import Constrained
@@ -14,21 +13,10 @@ from mixshow.fusion.solvers.lbfgs import LBFGS
 from mixshow.fusion.solvers.outcome import Outcome, Status
 from mixshow.fusion.solvers.sampled import Sampled
 
-__all__ = ["CG", "LBFGS", "SOLVERS", "Constrained", "Exact", "Outcome", "Sampled", "Solver", "Status", "solver_named"]
+__all__ = ["CG", "LBFGS", "Constrained", "Exact", "Outcome", "Sampled", "Solver", "Status"]
 
 
 class Solver(Protocol):
     """Minimises many layer problems."""
 
     def solve(self, problems: Sequence[LayerProblem]) -> list[Outcome]: ...
-
-
-SOLVERS: dict[str, Any] = {"lbfgs": LBFGS, "exact": Exact, "cg": CG}
-
-
-def solver_named(name: str, **options: Any) -> Solver:
-    """Raises MixshowError when there is no such solver."""
-    if name not in SOLVERS:
-        raise MixshowError(f"solver '{name}': unknown{did_you_mean(name, SOLVERS)}")
-    solver: Solver = SOLVERS[name](**options)
-    return solver

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
 
+from mixshow.core.errors import MixshowError
 from mixshow.fusion.problem import LayerProblem, Measured
 
 _BAD_CONDITION = 1e6
@@ -50,7 +52,8 @@ class Outcome:
     Attributes:
         coordinates: D in terms of `basis`, `[rank, in]`, or D itself, `[out, in]`; float64, with the bias's change as a
             last column where it changes.
-        rank: of the inputs, out of `width`; over all channels of a normalisation.
+        rank: of S, anchor and ridge included, out of `width`: its eigenvalues above the recording's noise; over all
+            channels of a normalisation. Where rows are kept, of their span.
         iterations: steps of an iterative solver, 0 for a factorisation.
         before: for each concept the residual of the unchanged base (D = 0).
         after: the same for the solution.
@@ -143,7 +146,11 @@ class Solution:
 
 
 def outcomes_of(problems: Sequence[LayerProblem], solutions: Sequence[Solution]) -> list[Outcome]:
-    """Measure solutions; problems of one kind with common inputs together, so that moments in files are read once."""
+    """Measure solutions; problems of one kind with common inputs together, so that moments in files are read once.
+
+    Raises:
+        MixshowError: what is wanted is no number.
+    """
     kinds: dict[tuple[type[LayerProblem], int], list[int]] = {}
     for place, problem in enumerate(problems):
         kinds.setdefault((type(problem), id(problem.inputs)), []).append(place)
@@ -164,6 +171,11 @@ def outcome_of(problem: LayerProblem, solution: Solution) -> Outcome:
 
 def _outcome(problem: LayerProblem, solution: Solution, measured: Measured) -> Outcome:
     before, objective_before = problem.unchanged
+    if not math.isfinite(objective_before):
+        raise MixshowError(
+            f"'{problem.name}': what the concepts' networks add to its outputs holds values that are no numbers; a "
+            "network's file is damaged, or a model overflows on these prompts"
+        )
     after, objective_after = measured
     return Outcome(
         problem.name,
