@@ -77,10 +77,12 @@ def written_atomically(path: Path | str) -> Iterator[Path]:
 def folder_written_atomically(folder: Path | str) -> Iterator[Path]:
     """Like `written_atomically`, for a whole folder. An existing folder is replaced only at the end.
 
+    Of a link the folder that it points to is written, so that it stays on the disk that it was put on.
+
     Raises:
         MixshowError: the disk is full or the place cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

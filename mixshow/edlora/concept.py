@@ -90,6 +90,9 @@ def load_concept(path: Path | str) -> Concept:
     embeddings = {
         token: torch.cat([tensors.pop(prefix + token) for prefix in prefixes], dim=1) for token in about["tokens"]
     }
+    broken = [token for token, vectors in embeddings.items() if not vectors.isfinite().all()]
+    if broken:
+        raise MixshowError(f"{path}: the embeddings of {', '.join(broken)} hold values that are no numbers")
     return Concept(embeddings, tensors, about, str(path))
 
 

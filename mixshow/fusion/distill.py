@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from mixshow.core.errors import MixshowError
 from mixshow.core.progress import log, progress_bar
 from mixshow.core.seeding import torch_generator
 from mixshow.edlora.interrupt import StepInterrupt
@@ -58,6 +59,9 @@ def distill(
         factors: of its changes by module path; these keep their rank. None: changes of the UNet get full rank.
         stopping: ends earlier and chooses the step, the start included; None: the last step is the result.
         checkpoints: where an interrupted run goes on from, and this one leaves what it did.
+
+    Raises:
+        MixshowError: a concept's own model predicts what is no number.
     """
     moving = MovingWeights(base, fusion, factors)
     if not moving:
@@ -75,6 +79,14 @@ def distill(
             left, walker = None, moving.in_place if number else None
             written = write_curriculum(base, members, plan, number, walker=walker, show_progress=show_progress)
             curriculum = written if curriculum is None else curriculum.with_more(written)
+        if not math.isfinite(sum(curriculum.scale.values())):
+            raise MixshowError(
+                "refine: a concept's own model predicts values that are no numbers, of which nothing can be learned; "
+                "lower its alpha"
+            )
+        if max(curriculum.scale.values()) == 0:
+            log.info("no concept's network changes what the UNet predicts: nothing to distill")
+            return fusion
         with moving.in_place() as fused:
 
             def look(step: int, fused: Base = fused) -> bool:

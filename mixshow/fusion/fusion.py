@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixshow.core.attachment import Attachment
+from mixshow.core.errors import MixshowError
 from mixshow.fusion.layers import layers_of, put_in_place
 from mixshow.fusion.solvers import Outcome
 from mixshow.models import Base
@@ -86,3 +87,16 @@ class Fusion:
         fused, attachment = self.attach(base)
         with attachment:
             yield fused
+
+    def check_numbers(self) -> None:
+        """Look through all changes.
+
+        Raises:
+            MixshowError: some are no numbers.
+        """
+        for path in self.changes:
+            if not all(bool(part.isfinite().all()) for part in parts_of(self.changes, path)):
+                raise MixshowError(
+                    f"'{path}': its fused change holds values that are no numbers; a concept's network is too strong, "
+                    "or refining left the ground: lower alpha or refine.rate"
+                )

@@ -46,7 +46,7 @@ class HeldOutScores:
     """What was found.
 
     Attributes:
-        errors: E by concept.
+        errors: E by concept; of one whose network changes nothing, which has no distance to compare with, `absolute`.
         absolute: `||eps_fused - eps_own|| / ||eps_own||` by concept.
         base_absolute: the same for the base, `||eps_base - eps_own|| / ||eps_own||`.
         drift: of the base on ordinary captions.
@@ -85,7 +85,12 @@ class HeldOut:
     def error(self, concept: str, model: Base) -> float:
         """E of one concept alone, of a model that is in place."""
         own = self._own[concept].predictions
-        return _ratio((predict(model, self._own[concept]) - own).norm(), (self._base[concept] - own).norm())
+        return self._error(concept, (predict(model, self._own[concept]) - own).norm())
+
+    def _error(self, concept: str, distance: Tensor) -> float:
+        own = self._own[concept].predictions
+        apart = (self._base[concept] - own).norm()
+        return _ratio(distance, own.norm() if apart == 0 else apart)
 
     def score(self, fused: Base) -> HeldOutScores:
         """Score a fused model that is in place."""
@@ -93,7 +98,7 @@ class HeldOut:
         for name, own in self._own.items():
             distance = (predict(fused, own) - own.predictions).norm()
             base_distance = (self._base[name] - own.predictions).norm()
-            errors[name] = _ratio(distance, base_distance)
+            errors[name] = self._error(name, distance)
             absolute[name] = _ratio(distance, own.predictions.norm())
             base_absolute[name] = _ratio(base_distance, own.predictions.norm())
         ordinary = self._ordinary.predictions
@@ -102,7 +107,8 @@ class HeldOut:
 
 
 def _ratio(value: Tensor, reference: Tensor) -> float:
-    return float(value / reference) if reference > 0 else float(value > 0)
+    """What is no number in either is none; beside nothing, anything is all."""
+    return float(value / reference if reference != 0 else value.sign())
 
 
 def _walk(base: Base, prompts: Sequence[str], plan: HeldOutPlan) -> Walk:

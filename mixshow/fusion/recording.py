@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from mixshow.fusion.collect import Collection, Statistics, record
 from mixshow.fusion.layers import Layer, Stage
 from mixshow.fusion.members import Member
+from mixshow.fusion.moments import refuse_no_numbers
 from mixshow.fusion.prompts import filled
 from mixshow.fusion.statistics import LayerInputs
 from mixshow.models import Base
@@ -28,6 +29,9 @@ def record_all(
         member: whose; None: the base's own, on `captions`.
         every: which of the prompts.
         advance: called with the number of pictures after each of their denoising steps.
+
+    Raises:
+        MixshowError: what layers read is no number.
     """
     found: dict[str, LayerInputs] = {}
     with contextlib.nullcontext(base) if member is None else member.in_place(base) as tuned:
@@ -47,4 +51,6 @@ def record_all(
                 tuned, own, stage, collection,
                 text_prompts=text, picture_prompts=pictures, words=words, every=every, advance=advance,
             )  # fmt: skip
+    for name, each in found.items():
+        refuse_no_numbers(name, each)
     return found

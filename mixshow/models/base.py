@@ -28,7 +28,7 @@ from mixshow.core.files import (
 from mixshow.models.checkpoint import open_checkpoint
 from mixshow.models.checkpoint_write import write_checkpoint
 from mixshow.models.embedding_table import with_concept_tokens
-from mixshow.models.folder import folder_parts, model_index
+from mixshow.models.folder import MODEL_INDEX, folder_parts, model_index
 from mixshow.models.kinds import PREDICTIONS
 from mixshow.models.schedule import make_scheduler
 from mixshow.models.topology import Topology, describe
@@ -208,7 +208,7 @@ def save_base(
         base.vae.save_pretrained(temporary / "vae")
         base.unet.save_pretrained(temporary / "unet")
         write_json(temporary / "scheduler" / "scheduler_config.json", dict(base.scheduler_config))
-        write_json(temporary / "model_index.json", model_index(base))
+        write_json(temporary / MODEL_INDEX, model_index(base))
         if base.vocabulary.tokens:
             write_json(temporary / CONCEPT_CONFIG, base.vocabulary.to_config())
         for name, source in (files or {}).items():

@@ -14,6 +14,8 @@ from mixshow.core.errors import MixshowError
 from mixshow.core.files import read_json
 from mixshow.models.kinds import is_xl, kind_problem
 
+MODEL_INDEX = "model_index.json"
+
 if TYPE_CHECKING:
     from mixshow.models.base import Base
 
@@ -25,7 +27,7 @@ def folder_parts(place: str, dtype: torch.dtype) -> dict[str, Any]:
         MixshowError: the model is of a kind that is not supported.
     """
     shape = UNet2DConditionModel.load_config(place, subfolder="unet")
-    index = _pipeline_index(place)
+    index = pipeline_index(place)
     problem = kind_problem(shape, index)
     if problem:
         raise MixshowError(f"base '{place}': {problem}")
@@ -77,9 +79,9 @@ def model_index(base: Base) -> dict[str, Any]:
     }
 
 
-def _pipeline_index(place: str) -> dict[str, Any] | None:
+def pipeline_index(place: str) -> dict[str, Any] | None:
     """`model_index.json` of a diffusers folder or a hub id; None: the folder has none."""
     if not Path(place).is_dir():
         return dict(diffusers.DiffusionPipeline.load_config(place))
-    path = Path(place) / "model_index.json"
+    path = Path(place) / MODEL_INDEX
     return dict(read_json(path)) if path.is_file() else None

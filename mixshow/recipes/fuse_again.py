@@ -12,10 +12,10 @@ from mixshow.core.errors import MixshowError, OptionsError, did_you_mean
 from mixshow.core.files import read_json
 from mixshow.core.progress import log
 from mixshow.fusion.report import REPORT_FILE
-from mixshow.fusion.statistics_file import SUFFIX
+from mixshow.fusion.statistics_file import KEPT, SUFFIX
 from mixshow.models.base import extra_file
 from mixshow.recipes.fuse import fuse_options
-from mixshow.recipes.fuse_statistics import KEPT, concept_name
+from mixshow.recipes.fuse_statistics import concept_name
 
 # Nothing is sampled to solve again; options may ask for it.
 _AT_FIRST: Mapping[str, Mapping[str, Any]] = {
@@ -72,7 +72,12 @@ def _report(place: Path) -> dict[str, Any]:
     if not file.is_file():
         raise MixshowError(f"{place}: expected a fused model with its {REPORT_FILE}, found none; fuse it first")
     about = read_json(file)
-    if not isinstance(about, dict) or not {"options", "concepts"} <= set(about):
+    try:
+        entries = about["options"]["concepts"]
+        whole = all("file" in entry for entry in entries) and all("tokens" in concept for concept in about["concepts"])
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
         raise MixshowError(f"{file}: expected the report of a fusion, found something else; fuse the model again")
     return about
 

@@ -14,13 +14,15 @@ from mixshow.core.progress import log
 from mixshow.fusion.factors import Factors, as_low_rank, loss_report
 from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.layers import layers_of
-from mixshow.fusion.lora_folder import save_lora_folder
+from mixshow.fusion.lora_folder import CONCEPT_FILE, EMBEDDINGS_FILE, NETWORK_FILE, save_lora_folder
 from mixshow.fusion.members import Member
 from mixshow.fusion.report import REPORT_FILE
 from mixshow.fusion.statistics import is_elementwise
+from mixshow.fusion.statistics_file import KEPT
 from mixshow.models import Base, save_base
-from mixshow.models.base import extra_file, is_single_file
+from mixshow.models.base import CONCEPT_CONFIG, extra_file, is_single_file
 from mixshow.models.checkpoint_write import single_file_problem
+from mixshow.models.folder import MODEL_INDEX, pipeline_index
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -55,7 +57,7 @@ def output_problems(base: Base | None, options: FuseOptions) -> list[str]:
         base: None where it could not be loaded.
     """
     problems = [*_full_rank_problems(options), *_place_problems(options)]
-    problems += _lost_statistics(options)
+    problems += [*_lost_statistics(options), *_lost_inputs(options)]
     if base is not None and is_single_file(options.output) and (problem := single_file_problem(base)):
         problems.append(f"output: {problem}")
     return problems
@@ -75,6 +77,18 @@ def _lost_statistics(options: FuseOptions) -> list[str]:
         f"{name}.statistics: expected a file outside of the output, which is replaced; give statistics.keep=true, or "
         "another output"
         for name in inside
+    ]
+
+
+def _lost_inputs(options: FuseOptions) -> list[str]:
+    """What is fused, where it is in the folder that the output replaces."""
+    given: dict[str, Path | str | None] = {"base": options.base, "vae": options.vae}
+    for i, entry in enumerate(options.concepts_listed):
+        given |= {f"concepts[{i}].file": entry.file, f"concepts[{i}].embedding": entry.embedding}
+    return [
+        f"{name}: {place} is in the output {options.output}, which is replaced; move it, or choose another output"
+        for name, place in given.items()
+        if place is not None and Path(place).exists() and options.output.resolve() in Path(place).resolve().parents
     ]
 
 
@@ -105,9 +119,33 @@ def _place_problems(options: FuseOptions) -> list[str]:
             f"output: {place} holds something other than a fused model, which would be lost; choose another "
             f"{'name' if one_file else 'folder'}"
         ]
+    others = [] if one_file or not full else _others(place)
+    if others:
+        return [
+            f"output: beside a fused model {place} holds {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}, "
+            "which would be lost; move them, or choose another folder"
+        ]
     if place.exists() and Path(options.base).exists() and place.samefile(options.base):
         return [f"output: {place} is the base itself; choose another {'name' if one_file else 'folder'}"]
     return []
+
+
+def _others(folder: Path) -> list[str]:
+    """Names of what is in a folder beside the fused model that was written there; hidden files are nobody's work."""
+    known = {
+        *(pipeline_index(str(folder)) or ()),
+        MODEL_INDEX,
+        REPORT_FILE,
+        CONCEPT_CONFIG,
+        KEPT,
+        CONCEPT_FILE,
+        NETWORK_FILE,
+    }
+    return sorted(
+        each.name
+        for each in folder.iterdir()
+        if each.name not in known and not each.name.startswith(".") and not each.match(EMBEDDINGS_FILE.format("*"))
+    )
 
 
 def formatted(

@@ -28,15 +28,20 @@ from mixshow.fusion.recording import record_all
 from mixshow.fusion.sharing import summed
 from mixshow.fusion.solved_layers import digest
 from mixshow.fusion.statistics import input_width
-from mixshow.fusion.statistics_file import SUFFIX, StatisticsFile, StoredInputs, open_statistics, write_statistics
+from mixshow.fusion.statistics_file import (
+    KEPT,
+    SUFFIX,
+    StatisticsFile,
+    StoredInputs,
+    open_statistics,
+    write_statistics,
+)
 from mixshow.models import Base
 from mixshow.models.base import extra_file
 from mixshow.models.vocabulary import ConceptVocabulary
 from mixshow.recipes.fuse_memory import check_fusion_memory
 from mixshow.recipes.fuse_work import work_folder
 from mixshow.recipes.statistics import collection_for
-
-KEPT = "statistics"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -98,3 +98,14 @@ def test_pickles_never_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(MixshowError, match="unsafe"):
         files.read_pickled_weights("hostile.pth")
     assert not Path("pickle_ran").exists()
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "dangling").symlink_to(tmp_path / "later" / "folder")
+    for name in ("link", "dangling", "link"):
+        with files.folder_written_atomically(tmp_path / name) as temporary:
+            (temporary / "file").write_text(name)
+        assert (tmp_path / name).is_symlink() and (tmp_path / name / "file").read_text() == name
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["dangling", "elsewhere", "later", "link"]

@@ -187,8 +187,8 @@ def test_options_and_what_is_refused(tmp_path: Path) -> None:
     assert problems_of({"regions": [4]}) == ["detail.regions: expected a region from 0 to 1, found 4"]
     with pytest.raises(OptionsError, match="expected areas beside 'detail', found from: attention"):
         problems_of({"regions": [0]}, regions=[{"prompt": "a <pip1>", "from": "attention"}])
-    for guidance in (0, float("nan")):
-        with pytest.raises(OptionsError, match=r"detail\.guidance: expected 1 or more"):
+    for guidance, expected in ((0, "1 or more"), (float("nan"), "a number")):
+        with pytest.raises(OptionsError, match=rf"detail\.guidance: expected {expected}"):
             problems_of({"guidance": guidance})
     assert "found none" in problems_of({}, regions=[])[0]
     with pytest.raises(OptionsError, match=r"detail\.strength: expected above 0, up to 1, found 2"):
