@@ -60,7 +60,10 @@ class ConceptOptions(Section):
     statistics: Path | None = option("a file of mixshow statistics to use; null: record them", None)
 
     def problems(self) -> list[str]:
-        return [] if self.weight > 0 else [f"weight: expected more than 0, found {self.weight}"]
+        found = [] if self.weight > 0 else [f"weight: expected more than 0, found {self.weight}"]
+        if self.tokens is not None and not all(word[0] + word[-1] == "<>" for word in self.tokens.split()):
+            found.append(f"tokens: expected names such as '<a1> <a2>', found '{self.tokens}'")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,8 @@ def read_concept_list(path: Path | str) -> list[tuple[Path, float, float, str]]:
     """
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise MixshowError(f"{path}: expected a list of concepts, found {type(entries).__name__}")
+        found = "an empty one" if entries == [] else type(entries).__name__
+        raise MixshowError(f"{path}: expected a list of concepts, found {found}")
     result = []
     problems = []
     for number, entry in enumerate(entries):

@@ -73,6 +73,19 @@ def test_options_are_finite(
     assert f"{name}: expected a number" in refused(capsys, "fuse.yml", f"{name}={value}")
 
 
+@pytest.mark.parametrize("tokens", ["a1 a2", "<a1> <a2> more"])
+def test_tokens_that_are_none_are_told(stage: Path, tokens: str, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    said = refused(capsys, "fuse.yml", f"concepts=[{{file: duck.safetensors, tokens: '{tokens}'}}]")
+    assert f"concepts[0].tokens: expected names such as '<a1> <a2>', found '{tokens}'" in said
+
+
+def test_an_empty_list_of_concepts_is_told(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    (stage / "list.json").write_text("[]")
+    assert "list.json: expected a list of concepts, found an empty one" in refused(
+        capsys, "fuse.yml", "concepts=list.json"
+    )
+
+
 @pytest.mark.parametrize("name", ["statistics.steps", "report.steps"])
 def test_no_more_steps_than_the_base_knows(
     stage: Path,  # noqa: F811

@@ -27,7 +27,7 @@ from mixshow.fusion.members import Member, changed_layers
 from mixshow.fusion.objective import Objective
 from mixshow.fusion.origin import Origin
 from mixshow.fusion.solvers import Exact
-from mixshow.fusion.statistics_file import write_statistics
+from mixshow.fusion.statistics_file import open_statistics, write_statistics
 from mixshow.models import Base, load_base
 from mixshow.recipes import fuse_plan
 from tests.tiny import tiny_concept
@@ -80,6 +80,20 @@ def test_two_processes_fuse_what_one_fuses(options: Path, tmp_path: Path, collec
             torch.testing.assert_close(two.models[name].state_dict()[key], weight, rtol=1e-4, atol=1e-5)
     reports = [json.loads((tmp_path / name / "fusion_report.json").read_text()) for name in ("one", "two")]
     assert reports[0]["layers"].keys() == reports[1]["layers"].keys()
+
+
+@pytest.mark.slow
+def test_two_processes_record_what_one_records(options: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "mixshow"]
+    prompts = ["statistics.text_prompts=['a {concept}', '{concept}', 'red {concept}']", "statistics.steps=2"]
+    given = ["statistics", str(tmp_path / "duck.safetensors"), "--base", str(tiny_folder), *prompts]
+    given += ["statistics.picture_prompts=['a {concept}', '{concept}', 'red {concept}']"]
+    subprocess.run([*launch, *given, "--out", str(tmp_path / "two.safetensors")], cwd=ROOT, check=True)
+    assert main([*given, "--out", str(tmp_path / "one.safetensors")]) == 0
+    one, two = (open_statistics(tmp_path / f"{name}.safetensors").layers for name in ("one", "two"))
+    for path, inputs in one.items():
+        assert two[path].rows == inputs.rows
+        assert (two[path].moment - inputs.moment).norm() <= 1e-5 * inputs.moment.norm()  # batches are other ones
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(options: Path, capsys: pytest.CaptureFixture[str]) -> None:
