@@ -236,6 +236,8 @@ class FuseOptions(Section):
     def problems(self) -> list[str]:
         found = ["concepts: expected at least one"] if self.concepts == [] else []
         single = self.output.suffix == ".safetensors"
+        if not single and self.output.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+            found.append(f"output: expected a folder, or a file whose name ends in .safetensors, found {self.output}")
         if single and self.format == "lora":
             found.append(f"output: expected a folder for format=lora, found {self.output}; it holds more than one file")
         if not single and self.output_dtype != "fp32":

@@ -79,6 +79,13 @@ def test_tokens_that_are_none_are_told(stage: Path, tokens: str, capsys: pytest.
     assert f"concepts[0].tokens: expected names such as '<a1> <a2>', found '{tokens}'" in said
 
 
+@pytest.mark.parametrize("name", ["fused.ckpt", "fused.SAFETENSORS"])
+def test_a_file_of_another_kind_is_no_folder(stage: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    assert f"output: expected a folder, or a file whose name ends in .safetensors, found {name}" in refused(
+        capsys, "fuse.yml", f"output={name}"
+    )
+
+
 def test_an_empty_list_of_concepts_is_told(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     (stage / "list.json").write_text("[]")
     assert "list.json: expected a list of concepts, found an empty one" in refused(
