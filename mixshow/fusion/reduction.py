@@ -8,6 +8,7 @@ belong to the inputs' own axes, are formed instead.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -19,9 +20,32 @@ from mixshow.fusion.members import Changes
 from mixshow.fusion.statistics import LayerInputs, LayerStatistics
 from mixshow.fusion.wide import KeptRows
 
+_PROBES, _ORTHONORMAL = 8, 1e-9  # vectors that a basis is tried on, and by how much it may change them
 
-def common_basis(name: str, inputs: Sequence[LayerInputs]) -> Tensor | None:
-    """Orthonormal columns `[in, rows]` that span all inputs; None where they are not all rows, or too many.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CommonSpan:
+    """What rows of all inputs of a layer span.
+
+    Attributes:
+        basis: orthonormal columns, `[in, rows]`.
+        coordinates: of each input's kept rows in terms of it, `[kept, rows]`.
+    """
+
+    basis: Tensor
+    coordinates: Sequence[Tensor]
+
+    def formed(self, inputs: Sequence[LayerInputs]) -> list[LayerInputs]:
+        """The inputs' statistics in terms of the basis."""
+        found: list[LayerInputs] = []
+        for each, own in zip(inputs, self.coordinates, strict=True):
+            share = each.rows / max(len(own), 1)
+            found.append(LayerStatistics(share * (own.mT @ own), each.rows, each.resolution))
+        return found
+
+
+def common_span(name: str, inputs: Sequence[LayerInputs]) -> CommonSpan | None:
+    """What all inputs span; None where they are not all rows, or too many.
 
     Args:
         name: of the layer, for messages.
@@ -37,17 +61,29 @@ def common_basis(name: str, inputs: Sequence[LayerInputs]) -> Tensor | None:
         )
     if len(rows) < len(inputs) or sum(len(each) for each in rows) >= rows[0].shape[1]:
         return None
-    return torch.linalg.qr(torch.cat(rows).mT).Q
+    basis, coordinates = _orthonormal(torch.cat(rows))
+    return CommonSpan(basis, coordinates.split([len(each) for each in rows]))
 
 
-def formed(inputs: LayerInputs, basis: Tensor | None = None) -> LayerInputs:
-    """Statistics with the moment of what is kept as rows: of the inputs, or in terms of a basis that spans them."""
-    if not isinstance(inputs, KeptRows):
-        return inputs
-    if basis is None:
-        return LayerStatistics(inputs.moment, inputs.rows, inputs.resolution)
-    hidden = inputs.factor @ basis
-    return LayerStatistics(inputs.rows * (hidden.mT @ hidden), inputs.rows, inputs.resolution)
+def _orthonormal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns Q `[in, rows]` and C `[rows, rows]` with `rows = C Q^T`.
+
+    By the Cholesky factor of their products, which are few matrix products, where rows are independent enough (Golub
+    and Van Loan 2013, 5.2.8: what is lost goes with their condition's square); otherwise by Householder's reflections.
+    """
+    coordinates, failed = torch.linalg.cholesky_ex(rows @ rows.mT)
+    if not bool(failed):
+        basis = torch.linalg.solve_triangular(coordinates, rows, upper=False).mT
+        probes = torch.randn(len(rows), _PROBES, generator=torch.Generator().manual_seed(0), dtype=rows.dtype).to(rows)
+        if float((basis.mT @ (basis @ probes) - probes).norm()) < _ORTHONORMAL * float(probes.norm()):
+            return basis, coordinates
+    basis, transposed = torch.linalg.qr(rows.mT)
+    return basis, transposed.mT
+
+
+def formed(inputs: LayerInputs) -> LayerInputs:
+    """Statistics with the moment of what is kept as rows."""
+    return LayerStatistics(inputs.moment, inputs.rows, inputs.resolution) if isinstance(inputs, KeptRows) else inputs
 
 
 class ReducedChanges(Changes):

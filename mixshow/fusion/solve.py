@@ -15,7 +15,7 @@ from mixshow.fusion.build import build_problems
 from mixshow.fusion.deltas import Deltas
 from mixshow.fusion.members import Changes
 from mixshow.fusion.problem import LayerProblem
-from mixshow.fusion.reduction import common_basis, formed, reduced, whole_metric
+from mixshow.fusion.reduction import common_span, formed, reduced, whole_metric
 from mixshow.fusion.solved_layers import Solved, SolvedLayers
 from mixshow.fusion.solvers import Solver
 from mixshow.fusion.statistics import LayerInputs
@@ -109,13 +109,15 @@ def _solve_part(
     """Solve layers whose inputs are at hand; the anchor's are the last of `held`."""
     first = next(iter(held[0]))
     inputs = [each[first] for each in held]
-    basis = None
+    span = None
     if any(isinstance(each, KeptRows) for each in inputs) and shrinkage == 0 and amended is None:
-        basis = common_basis(first, inputs)
-        if basis is not None:
-            deltas = [reduced(each, basis) for each in deltas]
-            ridge = ridge * basis.shape[1] / len(basis)  # it is a share of the mean eigenvalue
-    ready = _formed(held, basis)
+        span = common_span(first, inputs)
+    if span is None:
+        ready = _formed(held)
+    else:
+        deltas = [reduced(each, span.basis) for each in deltas]
+        ridge = ridge * span.basis.shape[1] / len(span.basis)  # it is a share of the mean eigenvalue
+        ready = [dict.fromkeys(each, own) for each, own in zip(held, span.formed(inputs))]  # one layer, or the same
     problems = build_problems(
         deltas,
         ready[:-1] if anchored else ready,
@@ -129,16 +131,16 @@ def _solve_part(
         Solved(outcome, problem.metric if keep_metrics else None)
         for problem, outcome in zip(problems, solve_thin(solver, problems))
     ]
-    return found if basis is None else [_whole(each, basis, problems[0].inputs.ridge_value) for each in found]
+    return found if span is None else [_whole(each, span.basis, problems[0].inputs.ridge_value) for each in found]
 
 
-def _formed(held: Sequence[Inputs], basis: Tensor | None) -> list[dict[str, LayerInputs]]:
+def _formed(held: Sequence[Inputs]) -> list[dict[str, LayerInputs]]:
     """Every layer's moments, of rows formed; what was shared still is."""
     known: dict[int, LayerInputs] = {}
     for each in held:
         for own in each.values():
             if id(own) not in known:
-                known[id(own)] = formed(own, basis)
+                known[id(own)] = formed(own)
     return [{name: known[id(own)] for name, own in each.items()} for each in held]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixshow.core.errors import MixshowError
 from mixshow.fusion.recorder import StatisticsRecorder
-from mixshow.fusion.reduction import common_basis
+from mixshow.fusion.reduction import common_span
 from mixshow.fusion.solve import solved
 from mixshow.fusion.solved_layers import Solved
 from mixshow.fusion.solvers import CG, LBFGS, Exact, Solver
@@ -73,12 +73,26 @@ def test_solutions_are_those_of_the_moments(solver: Solver, options: dict[str, A
 
 
 def test_the_span_is_used_where_rows_are_few() -> None:
-    assert common_basis("layer", [kept(6, 1), kept(9, 2)]).shape == (WIDTH, 15)  # type: ignore[union-attr]
-    assert common_basis("layer", [kept(20, 1), kept(10, 2)]) is None
-    assert common_basis("layer", [kept(6, 1), dense(kept(9, 2))]) is None
+    assert common_span("layer", [kept(6, 1), kept(9, 2)]).basis.shape == (WIDTH, 15)  # type: ignore[union-attr]
+    assert common_span("layer", [kept(20, 1), kept(10, 2)]) is None
+    assert common_span("layer", [kept(6, 1), dense(kept(9, 2))]) is None
     broken = KeptRows(torch.full((2, WIDTH), torch.nan), 2, 1e-7)
     with pytest.raises(MixshowError, match=r"'layer': .*no numbers"):
-        common_basis("layer", [kept(6, 1), broken])
+        common_span("layer", [kept(6, 1), broken])
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-6, 0.0])
+def test_a_span_is_orthonormal_however_near_rows_are(apart: float) -> None:
+    """Rows that hardly differ lose too many digits in their products, and equal ones have no factor of them."""
+    first = kept(6, 1).kept
+    inputs = [KeptRows(first, 60, 1e-7), KeptRows(first + apart * kept(6, 2).kept, 6, 1e-7), kept(3, 3)]
+    span = common_span("layer", inputs)
+    assert span is not None
+    torch.testing.assert_close(span.basis.mT @ span.basis, torch.eye(15).double(), rtol=0, atol=1e-8)
+    for each, own, moment in zip(inputs, span.coordinates, span.formed(inputs)):
+        torch.testing.assert_close(own @ span.basis.mT, each.kept.double(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(span.basis @ moment.moment @ span.basis.mT, each.moment, rtol=1e-8, atol=1e-8)
+        assert moment.rows == each.rows
 
 
 def test_a_reservoir_keeps_all_rows_while_there_is_room() -> None:
