@@ -61,7 +61,8 @@ class ConceptOptions(Section):
 
     def problems(self) -> list[str]:
         found = [] if self.weight > 0 else [f"weight: expected more than 0, found {self.weight}"]
-        if self.tokens is not None and not all(word[0] + word[-1] == "<>" for word in self.tokens.split()):
+        words = (self.tokens or "").replace(",", " ").split()
+        if not all(word[0] + word[-1] == "<>" for word in words):
             found.append(f"tokens: expected names such as '<a1> <a2>', found '{self.tokens}'")
         return found
 

@@ -7,7 +7,7 @@ missing values and contradictions (`Section.problems`) of a whole file are repor
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -286,8 +286,8 @@ def _scalar(hint: Any, given: Any, refuse: Any) -> Any:
                 given = float(given)
             except ValueError:
                 return refuse("a number")
-        known = isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
-        return float(given) if known else refuse("a number")
+        known = isinstance(given, (int, float)) and not isinstance(given, bool)
+        return float(given) if known and abs(given) <= sys.float_info.max else refuse("a number")
     if hint is str:
         return given if isinstance(given, str) else refuse("a text (put it in quotes)")
     if hint is Path:

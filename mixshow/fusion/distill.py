@@ -33,6 +33,7 @@ from mixshow.fusion.fusion import Fusion
 from mixshow.fusion.lessons import Curriculum, DistillPlan, joined, states_of, write_curriculum
 from mixshow.fusion.members import Member
 from mixshow.fusion.moving import MovingWeights
+from mixshow.fusion.own_and_fused import UNET
 from mixshow.fusion.stopping import EarlyStopping
 from mixshow.models import Base, PromptStates
 from mixshow.sampling.precision import Precision, autocast
@@ -64,7 +65,8 @@ def distill(
         MixshowError: a concept's own model predicts what is no number.
     """
     moving = MovingWeights(base, fusion, factors)
-    if not moving:
+    changes = (change for member in members for change in member.changes(base, UNET).values())
+    if not moving or not any(bool(change.any()) for change in changes):
         log.info("no concept changes the UNet: nothing to distill")
         return fusion
     optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.rate, weight_decay=0.0)
@@ -84,9 +86,6 @@ def distill(
                 "refine: a concept's own model predicts values that are no numbers, of which nothing can be learned; "
                 "lower its alpha"
             )
-        if max(curriculum.scale.values()) == 0:
-            log.info("no concept's network changes what the UNet predicts: nothing to distill")
-            return fusion
         with moving.in_place() as fused:
 
             def look(step: int, fused: Base = fused) -> bool:

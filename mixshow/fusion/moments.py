@@ -55,7 +55,7 @@ class WeightedSum:
 
 def _added(total: Tensor | None, values: Tensor, weight: float) -> Tensor:
     if total is None:
-        total = torch.zeros_like(values, dtype=torch.float64)
+        total = torch.zeros(values.shape, dtype=torch.float64, device=values.device)
     for own, part in _pieces(total, values):
         own.add_(part, alpha=weight)
     return total

@@ -9,9 +9,11 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from mixshow.config.fuse import SOLVING, FuseOptions, load_fuse_options
 from mixshow.config.load import to_plain
-from mixshow.core.errors import MixshowError, OptionsError
+from mixshow.core.errors import MixshowError, OptionsError, first_line
 from mixshow.core.processes import Processes
 from mixshow.core.progress import log
 from mixshow.fusion.baselines import Plan, merge
@@ -77,8 +79,8 @@ def fuse_options(options: FuseOptions, source: str, known: AbstractSet[Path] = f
     if cut is not None:
         solved = dataclasses.replace(solved, metrics={})  # every S, which nothing else needs while it is distilled
     final = refined(base, members, solved, options, collection_for(options), *problem_of(options), cut=cut)
+    final.check_numbers()  # before a model that is there is replaced
     fusion, factors = formatted(base, members, final, options)
-    fusion.check_numbers()  # before a model that is there is replaced
     start = time.monotonic()
     held_out = _held_out(base, members, {"solved": solved, "fused": fusion}, options)
     seconds = {"loading": loaded - started, **fusion.seconds, "held out": time.monotonic() - start}
@@ -138,7 +140,12 @@ def _solved(
     """The fusion before refining, by least squares or by a method to compare with."""
     if options.method not in SOLVING:
         start, given = time.monotonic(), options.merge
-        fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
+        try:
+            fusion = merge(base, members, options.method, Plan(given.rank, given.density, given.seed))
+        except torch.linalg.LinAlgError as error:
+            raise MixshowError(
+                f"method: {options.method} cannot factorise a concept's change ({first_line(error)}); lower its alpha"
+            ) from error
         return dataclasses.replace(fusion, seconds={"merging": time.monotonic() - start})
     problem = collection_for(options), *problem_of(options)
     fusion = fuse_members(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def _lost_inputs(options: FuseOptions) -> list[str]:
     return [
         f"{name}: {place} is in the output {options.output}, which is replaced; move it, or choose another output"
         for name, place in given.items()
-        if place is not None and Path(place).exists() and options.output.resolve() in Path(place).resolve().parents
+        if place is not None
+        and Path(place).expanduser().exists()
+        and options.output.resolve() in Path(place).expanduser().resolve().parents
     ]
 
 
@@ -125,22 +128,17 @@ def _place_problems(options: FuseOptions) -> list[str]:
             f"output: beside a fused model {place} holds {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}, "
             "which would be lost; move them, or choose another folder"
         ]
-    if place.exists() and Path(options.base).exists() and place.samefile(options.base):
+    base = Path(options.base).expanduser()
+    if place.exists() and base.exists() and place.samefile(base):
         return [f"output: {place} is the base itself; choose another {'name' if one_file else 'folder'}"]
     return []
 
 
 def _others(folder: Path) -> list[str]:
     """Names of what is in a folder beside the fused model that was written there; hidden files are nobody's work."""
-    known = {
-        *(pipeline_index(str(folder)) or ()),
-        MODEL_INDEX,
-        REPORT_FILE,
-        CONCEPT_CONFIG,
-        KEPT,
-        CONCEPT_FILE,
-        NETWORK_FILE,
-    }
+    known = {MODEL_INDEX, REPORT_FILE, CONCEPT_CONFIG, KEPT, CONCEPT_FILE, NETWORK_FILE}
+    with contextlib.suppress(MixshowError, TypeError, ValueError):  # damaged, it names nothing
+        known |= set(pipeline_index(str(folder)) or ())
     return sorted(
         each.name
         for each in folder.iterdir()

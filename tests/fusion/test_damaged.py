@@ -14,6 +14,7 @@ from mixshow.edlora.concept import save_concept
 from mixshow.fusion.heldout import HeldOut, HeldOutPlan
 from mixshow.fusion.members import Member
 from mixshow.models import Base, load_base
+from mixshow.sampling.precision import Precision
 from tests.fusion.test_recipe import stage  # noqa: F401
 from tests.tiny import tiny_concept
 
@@ -29,7 +30,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return said.splitlines()[-1]
 
 
-def test_a_network_of_zeros_leaves_the_base_as_it_is(stage: Path, tiny: Base) -> None:  # noqa: F811
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_a_network_of_zeros_leaves_the_base_as_it_is(
+    stage: Path,  # noqa: F811
+    tiny: Base,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In whichever precision: single passes and batches differ by rounding, which is nothing to learn."""
+    monkeypatch.setattr(
+        "mixshow.sampling.precision.resolve", lambda given, _: precision if given is Precision.AUTO else given
+    )
     save_concept(tiny_concept(tiny, "cat", strength=0.0), "zero.safetensors")
     assert main(["fuse", "fuse.yml", "concepts=[{file: zero.safetensors}]"]) == 0
     fused = load_base(stage / "fused").unet.state_dict()
@@ -47,7 +58,11 @@ def test_what_is_no_number_replaces_no_model(
 ) -> None:
     assert main(["fuse", "fuse.yml", *QUICK]) == 0
     before = (stage / "fused" / "fusion_report.json").read_bytes()
-    assert "its fused change holds values that are no numbers; " in refused(capsys, "fuse.yml", "refine.rate=1e30")
+    for more in ([], ["format=lora", "refine.low_rank=false", "lora.rank=2"]):
+        said = refused(capsys, "fuse.yml", "refine.rate=1e30", *more)
+        assert "its fused change holds values that are no numbers; " in said
+    strong = "concepts=[{file: duck.safetensors, alpha: 1e39}]"
+    assert "method: svd cannot factorise" in refused(capsys, "fuse.yml", "method=svd", strong)
     concept = tiny_concept(tiny, "cat")
     embeddings = {token: vectors / 0 for token, vectors in concept.embeddings.items()}
     save_concept(dataclasses.replace(concept, embeddings=embeddings), "broken.safetensors")
@@ -104,7 +119,11 @@ def test_no_more_steps_than_the_base_knows(
     assert f"{name}: expected at most {most}" in refused(capsys, "fuse.yml", f"{name}={most + 1}")
 
 
-def test_what_lies_in_the_output_is_not_lost(stage: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_what_lies_in_the_output_is_not_lost(
+    stage: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["fuse", "fuse.yml", *QUICK]) == 0
     assert main(["fuse", "fuse.yml", *QUICK, "statistics.keep=true"]) == 0  # a fused model itself may be replaced
     (stage / "fused" / "notes.txt").write_text("mine")
@@ -116,6 +135,9 @@ def test_what_lies_in_the_output_is_not_lost(stage: Path, capsys: pytest.Capture
     said = refused(capsys, "fuse.yml", "concepts=[{file: fused/concept.safetensors}]")
     assert "concepts[0].file: fused/concept.safetensors is in the output fused" in said
     assert (stage / "fused" / "concept.safetensors").is_file()
+    monkeypatch.setenv("HOME", str(stage))
+    given = ["fuse.yml", "base=~/fused", "concepts=[{file: fox.pth}]"]
+    assert "output: fused is the base itself" in refused(capsys, *given)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,3 @@ def test_energy_takes_the_smallest_rank_that_keeps_it() -> None:
         if factors.rank > 1:
             assert factorised(change, None, metric, rank=factors.rank - 1).lost > 1 - energy
     assert factorised(change, None, metric, energy=0.999, rank=1).rank == 1
-
-
-# --- whole models
