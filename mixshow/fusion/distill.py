@@ -65,8 +65,7 @@ def distill(
         MixshowError: a concept's own model predicts what is no number.
     """
     moving = MovingWeights(base, fusion, factors)
-    changes = (change for member in members for change in member.changes(base, UNET).values())
-    if not moving or not any(bool(change.any()) for change in changes):
+    if not moving or not any(member.changes_anything(base, UNET) for member in members):
         log.info("no concept changes the UNet: nothing to distill")
         return fusion
     optimizer = torch.optim.AdamW(moving.parameters(), lr=plan.rate, weight_decay=0.0)

@@ -99,6 +99,14 @@ class Member:
             {layer.path: (layer, adapter, strength) for layer, adapter, strength in self._active(base, stages)}
         )
 
+    def changes_anything(self, base: Base, stages: Iterable[Stage] = tuple(Stage)) -> bool:
+        """Whether any of its weight changes is not 0; they are looked at until one is found.
+
+        Raises:
+            MixshowError: the network was made for another base.
+        """
+        return any(bool(change.any()) for change in self.changes(base, stages).values())
+
     def output_directions(self, base: Base) -> dict[str, Tensor | None]:
         """By module path, columns `[out, rank]` that span its changed outputs; None where its change has no low rank.
 

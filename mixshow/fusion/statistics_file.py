@@ -119,11 +119,10 @@ class StatisticsFile:
 
 
 def _numbers_problem(inputs: HalfMoment | LayerStatistics | KeptRows) -> str | None:
-    values = {KeptRows: "kept", HalfMoment: "half", LayerStatistics: "moment"}[type(inputs)]
-    if not getattr(inputs, values).isfinite().all():
-        return "values that are no numbers"
     if isinstance(inputs, KeptRows):
-        return None
+        return None if inputs.kept.isfinite().all() else "values that are no numbers"
+    if not (inputs.half if isinstance(inputs, HalfMoment) else inputs.moment).isfinite().all():
+        return "values that are no numbers"
     # Single precision takes a fraction of the time, and what it finds positive is so to within `_NEGATIVE`.
     if isinstance(inputs, HalfMoment) and not _negative(inputs.lower.float()):
         return None

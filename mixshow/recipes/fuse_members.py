@@ -103,7 +103,7 @@ def _concept(entry: ConceptOptions, base: Base | None) -> Concept | None:
 def _check_fit(base: Base, member: Member) -> None:
     """Raises MixshowError when the concept does not fit the base, or has nothing to fuse."""
     attach_embeddings(base, member.concept.embeddings)[1].detach()
-    if any(bool(change.any()) for change in member.changes(base).values()):
+    if member.changes_anything(base):
         return
     name = member.concept.source or member.concept.text
     if not member.concept.embeddings:
